@@ -1,0 +1,255 @@
+"""From a collection of images to latents at rest.
+
+Worker processes read and decode, this process encodes, a thread writes: on a machine where the encoder is the slow part,
+the rest hides behind it. Batches are counted from the start of their shard and never span two, so the bytes written depend
+on the images and the options alone, not on where an earlier run was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from manifold.errors import InputError, TooManyRejectsError
+
+from .images import Decoded, EmbeddingSource, ImageSource, decode_stream, open_collection
+from .progress import Progress, silent
+from .shards import ShardWriter, remove_uncommitted
+from .workspace import Manifest, Recipe, Workspace, writing
+
+if TYPE_CHECKING:
+    from .encoders import Encoder
+
+__all__ = ["encode_images"]
+
+SHARD_BYTES = 64 * 2**20
+"""Size of a shard unless `shard_rows` says otherwise: what a killed run may have to encode again."""
+
+
+def encode_images(
+    images: str | Path,
+    workspace: str | Path,
+    *,
+    encoder: str | Encoder = "pixels",
+    size: int | None = None,
+    crop: Literal["center", "squash"] = "center",
+    mode: Literal["mode", "sample"] = "mode",
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    tile: int | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    max_rejects: float = 0.05,
+    shard_rows: int | None = None,
+    progress: Progress = silent,
+) -> Workspace:
+    """Encode a collection of images into a workspace; continue where an earlier run of the same command was stopped.
+
+    Arguments
+        images: a folder, webdataset shards (braces allowed), parquet with image bytes, a Hugging Face dataset saved to
+            disk; or a folder of embeddings (.npy), which is imported as it is.
+        workspace: the folder to make or to continue.
+        encoder: `pixels`, a diffusers VAE by hub id or local folder, or an opened encoder.
+        size: side of the square image the encoder sees, in pixels; 64 for `pixels`, 512 for a VAE unless given.
+        crop: `center` cuts the middle square, `squash` distorts.
+        mode: the posterior's mode, or a sample of it drawn with `seed`.
+        dtype: what the encoder computes in.
+        tile: encode in tiles of this side, in pixels; for images too large for memory.
+        device: where the encoder runs; CUDA if there is one.
+        batch_size: images per forward pass; about a million pixels unless given.
+        workers: decoding processes; one less than the cores unless given, 0 decodes in this process.
+        seed: of posterior samples.
+        max_rejects: stop when more than this share of the collection, 0 to 1, cannot be used.
+        shard_rows: rows per shard; as many as fill 64 MiB unless given.
+        progress: told of ("encode", inputs done, inputs in all).
+
+    Returns: the complete workspace, opened.
+
+    Raises: InputError (no such collection, encoder or option); MismatchError (the folder was begun otherwise);
+        TooManyRejectsError; NonFiniteError; StorageError.
+
+    Cost: two shards and a bounded queue of decoded images in memory, whatever the size of the collection.
+    """
+    if not 0 <= max_rejects <= 1:
+        raise InputError(f"max_rejects is a share from 0 to 1, got {max_rejects}")
+    for name, value in (("size", size), ("batch_size", batch_size), ("shard_rows", shard_rows), ("tile", tile)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    collection = open_collection(images)
+    opened: Encoder | None = None
+    if isinstance(collection, EmbeddingSource):
+        from .encoders import embedding_spec
+
+        spec, crop_used, batch = embedding_spec(collection.d), "none", batch_size or 1024
+    else:
+        opened = _open_encoder(encoder, size, mode=mode, dtype=dtype, device=device, seed=seed, tile=tile)
+        spec, crop_used = opened.spec, crop
+        batch = batch_size or max(1, min(256, 2**20 // spec.image_size**2))
+    recipe = Recipe(
+        source=collection.name,
+        inputs=len(collection),
+        fingerprint=collection.fingerprint(),
+        encoder=spec,
+        crop=crop_used,
+        batch_size=batch,
+        shard_rows=shard_rows or max(1, SHARD_BYTES // (2 * spec.d)),
+    )
+    root = Path(workspace)
+    with writing(root):
+        made = _begin(root, recipe)
+        if made.manifest.complete:
+            progress("encode", recipe.inputs, recipe.inputs)
+            return made
+        with ShardWriter(made) as writer:
+            if isinstance(collection, EmbeddingSource):
+                _import_embeddings(collection, made, writer, progress)
+            else:
+                assert opened is not None
+                _encode(collection, opened, made, writer, _workers(workers), max_rejects, progress)
+    return Workspace.open(root)
+
+
+def _open_encoder(encoder: str | Encoder, size: int | None, **options: Any) -> Encoder:
+    if not isinstance(encoder, str):
+        return encoder
+    from .encoders import open_encoder
+
+    return open_encoder(encoder, size or (64 if encoder == "pixels" else 512), **options)
+
+
+def _workers(asked: int | None) -> int:
+    if asked is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores - 1)
+    if asked < 0:
+        raise InputError(f"workers must be 0 or more, got {asked}")
+    return asked
+
+
+def _begin(root: Path, recipe: Recipe) -> Workspace:
+    """The workspace of this recipe in `root`: an earlier one to continue, or a new one."""
+    if (root / "manifest.json").exists():
+        workspace = Workspace.open(root)
+        workspace.require_recipe(recipe)
+        remove_uncommitted(workspace)
+        return workspace
+    foreign = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    if foreign:
+        raise InputError(
+            f"{root} is neither empty nor a workspace (it holds {foreign[0]}); choose an empty or new folder"
+        )
+    workspace = Workspace(root, Manifest(recipe, _command(recipe)))
+    workspace.commit()
+    return workspace
+
+
+def _command(recipe: Recipe) -> str:
+    spec = recipe.encoder
+    words = ["manifold", "encode", recipe.source, "-w", "WS"]
+    if recipe.crop != "none":
+        words += ["--encoder", spec.id, "--size", str(spec.image_size), "--crop", recipe.crop]
+        words += ["--mode", spec.mode, "--dtype", spec.dtype]
+        words += ["--seed", str(spec.seed)] if spec.mode == "sample" else []
+        words += ["--tile", str(spec.tile)] if spec.tile else []
+    words += ["--batch-size", str(recipe.batch_size), "--shard-rows", str(recipe.shard_rows)]
+    return shlex.join(words)
+
+
+def _encode(
+    source: ImageSource,
+    encoder: Encoder,
+    workspace: Workspace,
+    writer: ShardWriter,
+    workers: int,
+    max_rejects: float,
+    progress: Progress,
+) -> None:
+    recipe = workspace.manifest.recipe
+    allowed = int(max_rejects * recipe.inputs)
+    row, start = workspace.manifest.count, workspace.manifest.next_input
+    pending: list[Decoded] = []
+
+    def flush() -> None:
+        nonlocal row
+        if not pending:
+            return
+        pixels = torch.from_numpy(np.stack([item.pixels for item in pending])).permute(0, 3, 1, 2)
+        latents = encoder.encode(pixels, first_row=row).flatten(1).cpu().numpy()
+        writer.append(latents, [_record(item) for item in pending], next_input=pending[-1].position + 1)
+        row += len(pending)
+        pending.clear()
+
+    progress("encode", start, recipe.inputs)
+    stream = decode_stream(
+        source, recipe.encoder.image_size, recipe.crop, start=start, workers=workers, batch=recipe.batch_size
+    )
+    done = start
+    for items in stream:
+        for item in items:
+            if isinstance(item, Decoded):
+                pending.append(item)
+                if len(pending) == min(recipe.batch_size, writer.free_rows):
+                    flush()
+            else:
+                writer.reject(
+                    {"input": item.position, "image_path": item.image_path, "key": item.key, "reason": item.reason}
+                )
+        if len(writer.rejects) > allowed:
+            _stop_for_rejects(writer, workspace, max_rejects)
+        done += len(items)
+        progress("encode", done, recipe.inputs)
+    flush()
+    writer.finish()
+
+
+def _record(item: Decoded) -> dict[str, Any]:
+    return {
+        "image_path": item.image_path,
+        "key": item.key,
+        "width": item.width,
+        "height": item.height,
+        "status": "success",
+        "caption": item.caption,
+        "label": item.label,
+    }
+
+
+def _stop_for_rejects(writer: ShardWriter, workspace: Workspace, max_rejects: float) -> None:
+    writer.save_rejects()
+    reasons = Counter(reject["reason"] for reject in writer.rejects).most_common(3)
+    listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+    inputs = workspace.manifest.recipe.inputs
+    raise TooManyRejectsError(
+        f"{len(writer.rejects):,} of {inputs:,} images cannot be used, more than the share of {max_rejects:g} allowed: "
+        f"{listed}; see {workspace.rejects_path}, or allow more with --max-rejects"
+    )
+
+
+def _import_embeddings(source: EmbeddingSource, workspace: Workspace, writer: ShardWriter, progress: Progress) -> None:
+    total = workspace.manifest.recipe.inputs
+    done = workspace.manifest.next_input
+    progress("encode", done, total)
+    for array, columns in source.batches(done):
+        records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        for low, high in _pieces(len(array), writer):
+            writer.append(array[low:high], records[low:high], next_input=done + high)
+        done += len(array)
+        progress("encode", done, total)
+    writer.finish()
+
+
+def _pieces(rows: int, writer: ShardWriter) -> Iterator[tuple[int, int]]:
+    """Cut `rows` rows where a shard becomes full."""
+    low = 0
+    while low < rows:
+        high = min(rows, low + writer.free_rows)
+        yield low, high
+        low = high
