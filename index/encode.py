@@ -114,6 +114,10 @@ def encode_images(
             else:
                 assert opened is not None
                 _encode(collection, opened, made, writer, _workers(workers), max_rejects, progress)
+    if not made.manifest.count:
+        raise InputError(
+            f"none of the {recipe.inputs:,} images in {images} could be used; {made.rejects_path} says why, one by one"
+        )
     return Workspace.open(root)
 
 

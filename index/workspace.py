@@ -182,8 +182,10 @@ class Workspace:
         self.__dict__.pop("latents", None)
 
     def require_complete(self) -> None:
-        """Raise InputError unless every input of the collection was encoded and at least one latent came of it."""
+        """Raise InputError unless every input of the collection was encoded and at least one could be used."""
         manifest = self.manifest
+        if manifest.complete and not manifest.count:
+            raise InputError(f"{self.root} has no latents; {self.rejects_path} says why each image was rejected")
         if not manifest.complete:
             raise InputError(
                 f"{self.root} is incomplete: {manifest.next_input:,} of {manifest.recipe.inputs:,} inputs are encoded; "

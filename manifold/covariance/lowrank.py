@@ -1,0 +1,135 @@
+"""Low rank plus isotropic tail: Sigma = U diag(lambda) U^T + tail_var (I - U U^T).
+
+The tail keeps the variance that k eigenvectors leave out, spread evenly over the other d - k directions, so that the
+model stays a proper Gaussian on all of space and its trace is that of the data.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..errors import FormatError, ManifoldWarning, NotPSDError, ShapeError
+from ..files import save_tensors
+from .base import CovarianceModel, SpectralFunction
+
+__all__ = ["LowRankCovariance"]
+
+
+class LowRankCovariance(CovarianceModel):
+    """The k leading eigenpairs and one variance for all directions outside their span.
+
+    Arguments
+        mean: (d,) mean.
+        eigvals: (k,) variances along the columns of `eigvecs`, descending. Slightly negative ones, as round-off makes
+            them, are set to zero with a warning that names the amount.
+        eigvecs: (d, k) orthonormal columns.
+        tail_var: variance along each of the d - k directions outside their span; not used if k = d.
+        count: number of rows the estimate rests on, where known.
+
+    Raises: ShapeError; NotPSDError if a variance is more negative than round-off explains.
+    """
+
+    model = "lowrank"
+    tail_var: Tensor
+
+    def __init__(
+        self,
+        mean: Tensor,
+        eigvals: Tensor,
+        eigvecs: Tensor,
+        tail_var: Tensor | float = 0.0,
+        *,
+        count: int | None = None,
+    ) -> None:
+        if mean.ndim != 1 or eigvecs.ndim != 2 or eigvals.ndim != 1:
+            raise ShapeError(
+                f"mean must be (d,), eigvals (k,) and eigvecs (d, k), they are {tuple(mean.shape)}, "
+                f"{tuple(eigvals.shape)} and {tuple(eigvecs.shape)}"
+            )
+        if tuple(eigvecs.shape) != (mean.numel(), eigvals.numel()) or eigvals.numel() > mean.numel():
+            raise ShapeError(
+                f"eigvecs must be ({mean.numel()}, k) with k = {eigvals.numel()} eigenvalues and k <= d, "
+                f"it is {tuple(eigvecs.shape)}"
+            )
+        tail = torch.as_tensor(tail_var, dtype=eigvecs.dtype, device=eigvecs.device).reshape(())
+        variances = _without_negative(torch.cat([eigvals.to(eigvecs), tail[None]]))
+        self.mean = mean.to(eigvecs)
+        self.eigvals = variances[:-1]
+        self.eigvecs = eigvecs
+        self.tail_var = variances[-1]
+        self.count = count
+
+    @property
+    def k(self) -> int:
+        """Number of explicit eigenpairs."""
+        return self.eigvals.numel()
+
+    def apply(self, f: SpectralFunction, y: Tensor) -> Tensor:
+        """f(tail_var) y + U ((f(lambda) - f(tail_var)) U^T y); see `CovarianceModel.apply`.
+
+        Cost: two products of (n, d) by (d, k).
+        """
+        coefficients = y @ self.eigvecs
+        if self.k == self.d:
+            return (f(self.eigvals) * coefficients) @ self.eigvecs.T
+        gains = f(torch.cat([self.eigvals, self.tail_var[None]]))
+        tail = gains[..., -1:]
+        return tail * y + ((gains[..., :-1] - tail) * coefficients) @ self.eigvecs.T
+
+    def trace(self, f: SpectralFunction) -> Tensor:
+        """Sum of f(lambda) plus (d - k) f(tail_var), shape (...)."""
+        if self.k == self.d:
+            return f(self.eigvals).sum(-1)
+        gains = f(torch.cat([self.eigvals, self.tail_var[None]]))
+        return gains[..., :-1].sum(-1) + (self.d - self.k) * gains[..., -1]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same model on another device or in another floating-point type; tensors are shared where nothing changes."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        for name in ("mean", "eigvals", "eigvecs", "tail_var"):
+            setattr(other, name, getattr(self, name).to(device=device, dtype=dtype))
+        return other
+
+    def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Write mean, eigvals, eigvecs, tail_var and count, in the model's own type, and `metadata` as JSON."""
+        tensors = {"mean": self.mean, "eigvals": self.eigvals, "eigvecs": self.eigvecs, "tail_var": self.tail_var}
+        if self.count is not None:
+            tensors["count"] = torch.tensor(self.count)
+        save_tensors(Path(path), tensors, {**metadata, "model": self.model})
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], path: Path) -> LowRankCovariance:
+        """Build the model from what `save` wrote. Raises: FormatError naming the file if a tensor is missing."""
+        missing = {"mean", "eigvals", "eigvecs", "tail_var"} - set(tensors)
+        if missing:
+            raise FormatError(f"{path} must hold {', '.join(sorted(missing))} and does not; fit again to make it")
+        count = int(tensors["count"]) if "count" in tensors else None
+        return cls(tensors["mean"], tensors["eigvals"], tensors["eigvecs"], tensors["tail_var"], count=count)
+
+
+def _without_negative(variances: Tensor) -> Tensor:
+    """Variances with round-off below zero set to zero, warned with its amount."""
+    lowest, largest = float(variances.min()), float(variances.max())
+    if lowest >= 0:
+        return variances
+    allowed = largest * variances.numel() * torch.finfo(variances.dtype).eps * 10
+    if -lowest > max(allowed, 1e-6 * largest):
+        raise NotPSDError(
+            f"variances must not be negative, the lowest is {lowest:.3g} beside a largest of {largest:.3g}; the "
+            'covariance is not one, or was summed too coarsely: fit with precision="exact"'
+        )
+    below = variances < 0
+    warnings.warn(
+        f"{int(below.sum())} negative variances down to {lowest:.3g}, round-off beside the largest of "
+        f"{largest:.3g}, were set to zero",
+        ManifoldWarning,
+        stacklevel=4,
+    )
+    return variances.clamp_min(0)

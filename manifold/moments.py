@@ -1,0 +1,261 @@
+"""Streaming count, mean and scatter matrix of flat latents: exact, mergeable, resumable.
+
+Rows are gathered into chunks of a fixed size, whatever batches they come in. A complete chunk is centred on its own
+mean, multiplied by itself with the symmetric rank-k product (half the work of a general one), and joined to the
+running moments with the pairwise update of Chan, Golub and LeVeque. Because chunks do not depend on batches, neither
+does any bit of the result. Only the upper triangle of the scatter matrix is kept.
+
+On the CPU the product is SciPy's BLAS (`ssyrk`, `dsyrk`); on a CUDA device it is a matrix product over blocks of the
+upper triangle, in full float32 whatever TF32 setting is in force.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError
+from .files import load_tensors, save_tensors
+from .rows import as_rows, first_bad_row
+from .scatter import add_outer, add_rows, add_scatter, center, mirror
+
+__all__ = ["Moments", "Precision"]
+
+Precision = Literal["fast", "exact"]
+
+_FORMAT = "manifold.moments.1"
+_CHUNK_ROWS = {"cpu": 2048, "cuda": 8192}
+_PRODUCT_TYPE = {"fast": torch.float32, "exact": torch.float64}
+
+
+class Moments:
+    """Count, mean and covariance of rows that arrive in batches.
+
+        S(A u B) = S(A) + S(B) + n_A n_B / (n_A + n_B) (mean_A - mean_B)(mean_A - mean_B)^T
+
+    Precisions. `exact` works in float64 throughout and resolves eigenvalues down to about 1e-14 of the largest. `fast`
+    multiplies float32 rows, each chunk centred on its float64 mean, and sums the products in float64: it resolves
+    eigenvalues down to about 1e-7 of the largest, whatever the number of rows, in half the time.
+
+    Arguments
+        d: number of values in a row.
+        precision: "fast" or "exact".
+        device: where the scatter matrix lives and the products are taken; the CPU by default.
+
+    Raises: InputError if the scatter matrix cannot fit into the machine's memory.
+
+    Cost: n d^2 multiply-adds, half of a general product's; 8 d^2 bytes, in `fast` 4 d^2 more while a chunk is taken in.
+    Exact, one pass. A chunk of 2048 rows (8192 on CUDA) waits in memory.
+
+    Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
+
+    >>> moments = Moments(2)
+    >>> moments.update(torch.tensor([[0.0, 1.0], [2.0, 5.0]]))
+    >>> moments.count, moments.mean.tolist(), moments.covariance().tolist()
+    (2, [1.0, 3.0], [[2.0, 4.0], [4.0, 8.0]])
+    """
+
+    def __init__(self, d: int, *, precision: Precision = "fast", device: torch.device | str | None = None) -> None:
+        if d < 1:
+            raise InputError(f"a row must have at least one value, d is {d}")
+        if precision not in _PRODUCT_TYPE:
+            raise InputError(f'precision must be "fast" or "exact", it is {precision!r}')
+        self.device = torch.device("cpu" if device is None else device)
+        if self.device.type == "cpu":
+            _require_memory(d)
+        self.d = d
+        self.precision: Precision = precision
+        self._chunk_rows = _CHUNK_ROWS.get(self.device.type, 2048)
+        self._done = 0  # rows inside _mean and _scatter
+        self._mean = torch.zeros(d, dtype=torch.float64, device=self.device)
+        self._scatter = torch.zeros(d, d, dtype=torch.float64, device=self.device)
+        self._waiting = 0  # rows inside _buffer
+        self._buffer = self._new_buffer(_PRODUCT_TYPE[precision])
+
+    @property
+    def count(self) -> int:
+        """Number of rows taken in."""
+        return self._done + self._waiting
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of all rows, (d,) float64. Raises: NotFittedError if there are none."""
+        if self.count == 0:
+            raise NotFittedError("the mean needs at least one row, none came; call update first")
+        if self._waiting == 0:
+            return self._mean.clone()
+        waiting = center(self._buffer[: self._waiting].clone())
+        return self._mean + (waiting - self._mean) * (self._waiting / self.count)
+
+    def update(self, batch: Tensor | np.ndarray) -> None:
+        """Take in a batch of rows; nothing is taken in if any row is refused.
+
+        Arguments
+            batch: (n, d) or (n, ...) with d values a row, float16, bfloat16, float32 or float64, any n.
+
+        Raises: ShapeError; InputError for numbers that are not floating point; NonFiniteError naming the first row
+            with NaN or infinity.
+        """
+        rows = as_rows(batch, self.d)
+        bad = first_bad_row(rows)
+        if bad is not None:
+            raise NonFiniteError(
+                f"rows must be finite, row {bad} of this batch (row {self.count + bad} of the stream) holds NaN or "
+                "infinity; remove it or encode it again"
+            )
+        if rows.dtype == torch.float64 and self._buffer.dtype == torch.float32:
+            narrow = self._buffer
+            self._buffer = self._new_buffer(torch.float64)
+            self._buffer[: self._waiting] = narrow[: self._waiting]
+        start = 0
+        while start < len(rows):
+            stop = min(start + self._chunk_rows - self._waiting, len(rows))
+            self._buffer[self._waiting : self._waiting + stop - start].copy_(rows[start:stop])
+            self._waiting += stop - start
+            start = stop
+            if self._waiting == self._chunk_rows:
+                self.flush()
+
+    def flush(self) -> None:
+        """Take the waiting rows in now, as a short chunk. No rows of the data remain in the object or its file.
+
+        Later updates start a new chunk, so their last bits differ from those of a stream that was not interrupted.
+        """
+        if self._waiting:
+            self._absorb(self._buffer[: self._waiting], _PRODUCT_TYPE[self.precision])
+            self._waiting = 0
+
+    def merge(self, other: Moments) -> None:
+        """Take in the rows of another accumulator, which stays as it is.
+
+        Joining is float64 arithmetic on finished chunks: parts merged in any order and grouping agree to about 1e-15.
+        Whether rows came through one accumulator or several shows in `fast` at the level of its float32 products.
+
+        Raises: MismatchError if the rows differ in length.
+
+        Cost: O(d^2).
+        """
+        if other.d != self.d:
+            raise MismatchError(
+                f"both must describe rows of one length, this one has d = {self.d}, the other d = {other.d}; "
+                "they come from different encoders or image sizes"
+            )
+        self.flush()
+        if other._done:
+            add_scatter(self._scatter, other._scatter.to(self.device))
+            self._join(other._mean.to(self.device), other._done)
+        if other._waiting:
+            rows = other._buffer[: other._waiting].to(self.device, copy=True)
+            self._absorb(rows, _PRODUCT_TYPE[other.precision])
+
+    def covariance(self, ddof: int = 1) -> Tensor:
+        """Covariance of all rows, sum (x - mean)(x - mean)^T / (n - ddof).
+
+        Returns: (d, d) float64, exactly symmetric, on the accumulator's device. A copy.
+
+        Raises: NotFittedError if there are not more than `ddof` rows.
+        """
+        self._require_rows(ddof)
+        matrix = self._scatter.clone()
+        if self._waiting:
+            rows = self._buffer[: self._waiting].clone()
+            delta = center(rows) - self._mean
+            add_rows(matrix, rows, _PRODUCT_TYPE[self.precision])
+            if self._done:
+                add_outer(matrix, self._done * self._waiting / self.count, delta)
+        matrix /= self.count - ddof
+        return mirror(matrix)
+
+    def variance(self, ddof: int = 1) -> Tensor:
+        """Diagonal of `covariance`, (d,) float64, without a copy of the matrix.
+
+        Raises: NotFittedError if there are not more than `ddof` rows.
+        """
+        self._require_rows(ddof)
+        total = self._scatter.diagonal().clone()
+        if self._waiting:
+            rows = self._buffer[: self._waiting].clone()
+            delta = center(rows) - self._mean
+            total += rows.double().square().sum(0) + self._done * self._waiting / self.count * delta.square()
+        return total / (self.count - ddof)
+
+    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Write everything to a safetensors file, atomically; loading and going on equals never having stopped.
+
+        The file holds `count`, `mean`, `scatter` (upper triangle, row by row) and `waiting`: the rows, at most one
+        chunk, that have not been multiplied yet. Call `flush` first to publish statistics without any row of the data.
+
+        Cost: 4 d^2 bytes on disk.
+        """
+        triangle = torch.cat([self._scatter[i, i:].cpu() for i in range(self.d)])
+        tensors = {
+            "count": torch.tensor(self._done),
+            "mean": self._mean,
+            "scatter": triangle,
+            "waiting": self._buffer[: self._waiting],
+        }
+        facts = {"format": _FORMAT, "precision": self.precision}
+        save_tensors(Path(path), tensors, {**(metadata or {}), **facts})
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str | None = None) -> tuple[Self, dict[str, str]]:
+        """Read what `save` wrote; returns the moments and the caller's metadata.
+
+        Raises: FileNotFoundError; FormatError if the file is damaged or holds something else.
+        """
+        path = Path(path)
+        tensors, metadata = load_tensors(path)
+        if metadata.pop("format", None) != _FORMAT:
+            raise FormatError(f"{path} does not hold moments ({_FORMAT}); fit again to make them")
+        precision = metadata.pop("precision")
+        moments = cls(tensors["mean"].numel(), precision="exact" if precision == "exact" else "fast", device=device)
+        moments._done = int(tensors["count"])
+        moments._mean = tensors["mean"].to(moments.device)
+        start = 0
+        for i in range(moments.d):
+            moments._scatter[i, i:] = tensors["scatter"][start : start + moments.d - i]
+            start += moments.d - i
+        moments.update(tensors["waiting"])  # also restores the type of rows that wait
+        return moments, metadata
+
+    def _new_buffer(self, dtype: torch.dtype) -> Tensor:
+        return torch.empty(self._chunk_rows, self.d, dtype=dtype, device=self.device)
+
+    def _require_rows(self, ddof: int) -> None:
+        if self.count <= max(ddof, 0):
+            raise NotFittedError(
+                f"a covariance with ddof = {ddof} needs at least {max(ddof, 0) + 1} rows, {self.count} came; "
+                "call update with more"
+            )
+
+    def _absorb(self, rows: Tensor, product: torch.dtype) -> None:
+        """Join a chunk of rows, which are centred in place."""
+        mean = center(rows)
+        add_rows(self._scatter, rows, product)
+        self._join(mean, len(rows))
+
+    def _join(self, mean: Tensor, count: int) -> None:
+        """Account for the distance between the running mean and that of `count` rows whose scatter is already in."""
+        total = self._done + count
+        delta = mean - self._mean
+        if self._done:
+            add_outer(self._scatter, self._done * count / total, delta)
+        self._mean = self._mean + delta * (count / total)
+        self._done = total
+
+
+def _require_memory(d: int) -> None:
+    """Refuse a matrix larger than the machine's memory before the operating system kills the process for it."""
+    needed = 8 * d * d
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.9 * present:
+        raise InputError(
+            f"second moments of d = {d} values need {needed / 2**30:.0f} GiB, this machine has {present / 2**30:.0f}; "
+            "fit a low-rank or a stationary model straight from the batches instead"
+        )

@@ -1,0 +1,145 @@
+"""Scatter matrices: sums of outer products of centred rows, upper triangle only.
+
+The triangle below the diagonal is never read; what it holds is of no meaning until `mirror`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import NonFiniteError
+
+__all__ = ["add_outer", "add_rows", "add_scatter", "center", "mirror"]
+
+_SUM_ROWS = 64  # rows summed in float64 at a time: small enough to stay in cache
+_ADD_ROWS = 64  # matrix rows joined at a time, for the same reason
+_PANEL = 4096  # matrix rows multiplied at a time in float32: bounds the memory of the product
+_TILE = 1024
+_SAFE_MAX = 1e15  # values between the two have squares and sums of squares inside the range of float32
+_SAFE_MIN = 1e-12
+
+
+def center(rows: Tensor) -> Tensor:
+    """Subtract the mean of the rows in place; returns that mean, (d,) float64.
+
+    The mean is summed in float64. From float32 rows it is taken off in two float32 parts, so that rows 1000 standard
+    deviations from zero lose nothing but the rounding of the result.
+    """
+    step = _SUM_ROWS if rows.device.type == "cpu" else len(rows)
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for start in range(0, len(rows), step):
+        total += rows[start : start + step].double().sum(0)
+    mean = total / len(rows)
+    if not bool(mean.isfinite().all()):
+        raise NonFiniteError("the sum of the rows exceeds the range of float64; divide the data by a constant first")
+    high = mean.to(rows.dtype)
+    low = (mean - high.double()).to(rows.dtype)
+    for start in range(0, len(rows), step):
+        rows[start : start + step].sub_(high).sub_(low)
+    return mean
+
+
+def add_rows(scatter: Tensor, rows: Tensor, dtype: torch.dtype) -> None:
+    """Add rows^T rows to the upper triangle of `scatter`.
+
+    Arguments
+        scatter: (d, d) float64, contiguous, changed in place.
+        rows: (n, d) centred rows, float32 or float64; may be scaled in place.
+        dtype: type of the products, float32 or float64. Rows of extreme size are scaled by a power of two first, so
+            that no square leaves the range of that type.
+    """
+    low, high = rows.aminmax()
+    peak = max(abs(float(low)), abs(float(high)))
+    if peak == 0.0:
+        return
+    alpha = 1.0
+    if not _SAFE_MIN < peak < _SAFE_MAX:
+        exponent = math.frexp(peak)[1]
+        if exponent > 500:
+            raise NonFiniteError(
+                f"deviations from the mean must stay below 1e150, the largest is {peak:.3g}; "
+                "divide the data by a constant first"
+            )
+        rows.copy_(torch.ldexp(rows, torch.tensor(-exponent, device=rows.device)))
+        alpha = math.ldexp(1.0, 2 * exponent)
+    rows = rows.to(dtype)
+    if scatter.device.type != "cpu":
+        _add_rows_by_matmul(scatter, rows, alpha)
+    elif dtype == torch.float64:
+        from scipy.linalg.blas import dsyrk
+
+        # The row-major upper triangle is the column-major lower one.
+        dsyrk(alpha, rows.numpy().T, beta=1.0, c=scatter.numpy().T, lower=1, overwrite_c=1)
+    else:
+        _add_rows_by_blas(scatter, rows.numpy(), alpha)
+
+
+def _add_rows_by_blas(scatter: Tensor, rows: np.ndarray, alpha: float) -> None:
+    from scipy.linalg.blas import sgemm, ssyrk
+
+    d = len(scatter)
+    for start in range(0, d, _PANEL):
+        stop = min(start + _PANEL, d)
+        left = np.ascontiguousarray(rows[:, start:stop]).T
+        _add_triangle(scatter[start:stop, start:stop], torch.from_numpy(ssyrk(1.0, left, lower=1).T), alpha)
+        if stop < d:
+            right = np.ascontiguousarray(rows[:, stop:]).T
+            product = sgemm(1.0, right, left, trans_b=1).T
+            scatter[start:stop, stop:].add_(torch.from_numpy(product), alpha=alpha)
+
+
+def _add_rows_by_matmul(scatter: Tensor, rows: Tensor, alpha: float) -> None:
+    with _full_float32():
+        for start in range(0, len(scatter), _PANEL):
+            stop = min(start + _PANEL, len(scatter))
+            scatter[start:stop, start:].add_(rows[:, start:stop].T @ rows[:, start:], alpha=alpha)
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Matrix products with all 24 bits, whatever the caller's setting."""
+    backend = torch.backends.cuda.matmul
+    name, value = ("fp32_precision", "ieee") if hasattr(backend, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(backend, name)
+    setattr(backend, name, value)
+    try:
+        yield
+    finally:
+        setattr(backend, name, before)
+
+
+def add_scatter(scatter: Tensor, other: Tensor) -> None:
+    """Add the upper triangle of `other`, of any floating-point type, to that of `scatter`; (d, d) each."""
+    _add_triangle(scatter, other, 1.0)
+
+
+def _add_triangle(scatter: Tensor, other: Tensor, alpha: float) -> None:
+    for start in range(0, len(scatter), _ADD_ROWS):
+        stop = start + _ADD_ROWS
+        scatter[start:stop, start:].add_(other[start:stop, start:], alpha=alpha)
+
+
+def add_outer(scatter: Tensor, weight: float, vector: Tensor) -> None:
+    """Add weight * vector vector^T to the upper triangle of `scatter`; vector (d,) float64."""
+    for start in range(0, len(scatter), _ADD_ROWS):
+        stop = start + _ADD_ROWS
+        scatter[start:stop, start:].addr_(vector[start:stop], vector[start:], alpha=weight)
+
+
+def mirror(scatter: Tensor) -> Tensor:
+    """Copy the upper triangle to the lower one, in place; returns the matrix, now exactly symmetric."""
+    d = len(scatter)
+    for start in range(0, d, _TILE):
+        stop = min(start + _TILE, d)
+        block = scatter[start:stop, start:stop]
+        block.copy_(block.triu() + block.triu(1).T)
+        for right in range(stop, d, _TILE):
+            end = min(right + _TILE, d)
+            scatter[right:end, start:stop] = scatter[start:stop, right:end].T
+    return scatter

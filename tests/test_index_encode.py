@@ -1,0 +1,371 @@
+"""Encoding a collection: what is stored, what is rejected, what stops a run, and that stopping loses nothing."""
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import SHARED, needs_shared
+from PIL import Image
+
+from index.encode import encode_images
+from index.fit import fit_workspace
+from index.shards import read_rejects
+from index.verify import verify_workspace
+from index.workspace import Workspace
+from manifold.errors import InputError, MismatchError, NonFiniteError, StorageError, TooManyRejectsError
+
+
+def write_images(folder: Path, count: int, size: int = 8, seed: int = 0) -> list[np.ndarray]:
+    """PNG images of noise; returns their pixels in the order of their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    for number, pixels in enumerate(images):
+        Image.fromarray(pixels).save(folder / f"{number:05d}.png")
+    return list(images)
+
+
+def write_parquet(path: Path, count: int, size: int = 8) -> None:
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(count):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(buffer, "PNG")
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": f"{number}.png"}, "label": number % 10})
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
+
+
+def content(root: Path, *folders: str) -> dict[str, bytes]:
+    """Every byte under the named folders of a workspace, and the manifest and rejects."""
+    files = [path for folder in folders for path in sorted((root / folder).iterdir())]
+    files += [root / "manifest.json", root / "rejects.parquet"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+class Stopped(Exception):
+    """Raised by a test's progress function to stop a run at a chosen place."""
+
+
+def stop_at(inputs: int):
+    def progress(stage: str, done: int, total: int) -> None:
+        if done >= inputs:
+            raise Stopped
+
+    return progress
+
+
+def test_pixels_are_stored_as_the_reference_says(tmp_path):
+    images = write_images(tmp_path / "images", 25)
+    workspace = encode_images(
+        tmp_path / "images", tmp_path / "ws", size=8, batch_size=4, shard_rows=10, workers=1
+    )
+    expected = np.stack([pixels.transpose(2, 0, 1).reshape(-1) for pixels in images]) / 127.5 - 1
+    stored = workspace.latents.read(range(25))
+    assert stored.dtype == np.float16
+    np.testing.assert_allclose(stored, expected, atol=2**-11)
+    assert [shard.rows for shard in workspace.manifest.shards] == [10, 10, 5]
+    records = workspace.latents.rows([24, 0])
+    assert [record["image_path"] for record in records] == ["00024.png", "00000.png"]
+    assert [record["row"] for record in records] == [24, 0]
+    assert records[0]["width"] == records[0]["height"] == 8
+    assert verify_workspace(tmp_path / "ws").problems == ()
+
+
+def test_layout_is_what_embedding_readers_expect(tmp_path):
+    write_images(tmp_path / "images", 7)
+    encode_images(tmp_path / "images", tmp_path / "ws", size=8, shard_rows=4, workers=0)
+    assert sorted(os.listdir(tmp_path / "ws" / "latents")) == ["latents_00000.npy", "latents_00001.npy"]
+    assert sorted(os.listdir(tmp_path / "ws" / "metadata")) == ["metadata_00000.parquet", "metadata_00001.parquet"]
+    array = np.load(tmp_path / "ws" / "latents" / "latents_00000.npy", allow_pickle=False)
+    assert array.shape == (4, 192)
+    assert array.dtype == np.float16
+    assert array.flags.c_contiguous
+    manifest = json.loads((tmp_path / "ws" / "manifest.json").read_text())
+    assert manifest["schema"] == 1
+    assert str(tmp_path) not in json.dumps(manifest), "a workspace is portable: no absolute paths"
+
+
+def test_captions_and_labels_travel(tmp_path):
+    write_parquet(tmp_path / "a.parquet", 30)
+    workspace = encode_images(tmp_path / "a.parquet", tmp_path / "ws", size=8, workers=1)
+    assert workspace.latents.metadata(["label"]).column("label").to_pylist() == [n % 10 for n in range(30)]
+
+
+@pytest.mark.parametrize("stop", [1, 17, 64, 130])
+def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path, stop):
+    write_images(tmp_path / "images", 150)
+    (tmp_path / "images" / "00040.png").write_bytes(b"broken")
+    options = {"size": 8, "batch_size": 16, "shard_rows": 40, "workers": 0}
+    encode_images(tmp_path / "images", tmp_path / "whole", **options)
+    with pytest.raises(Stopped):
+        encode_images(tmp_path / "images", tmp_path / "ws", progress=stop_at(stop), **options)
+    committed = Workspace.open(tmp_path / "ws").manifest.count
+    assert committed in range(0, 150, 40)
+    encode_images(tmp_path / "images", tmp_path / "ws", **options)
+    assert content(tmp_path / "ws", "latents", "metadata") == content(tmp_path / "whole", "latents", "metadata")
+
+
+def test_worker_count_does_not_change_a_byte(tmp_path):
+    write_images(tmp_path / "images", 50)
+    for workers in (0, 1, 3):
+        encode_images(tmp_path / "images", tmp_path / f"{workers}", size=6, shard_rows=16, workers=workers)
+    first = content(tmp_path / "0", "latents", "metadata")
+    assert content(tmp_path / "1", "latents", "metadata") == first
+    assert content(tmp_path / "3", "latents", "metadata") == first
+
+
+RUN = """
+import sys
+from index.encode import encode_images
+from index.fit import fit_workspace
+def tell(stage, done, total):
+    print(stage, done, flush=True)
+encode_images(sys.argv[1], sys.argv[2], size=24, batch_size=32, shard_rows=150, workers=1, progress=tell)
+fit_workspace(sys.argv[2], progress=tell)
+"""
+
+
+def start(images: Path, workspace: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", RUN, str(images), str(workspace)], stdout=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path, rng):
+    """SIGKILL at random moments, half of them as soon as a shard's temporary file exists."""
+    images = tmp_path / "images.parquet"
+    write_parquet(images, 1500, size=24)
+    reference = tmp_path / "reference"
+    assert start(images, reference).wait() == 0
+    expected = content(reference, "latents", "metadata", "stats")
+    kills, inside_shard_write, round_number = 0, 0, 0
+    while kills < 20:
+        workspace = tmp_path / f"ws-{round_number}"
+        process = start(images, workspace)
+        assert process.stdout.readline().startswith(b"encode"), "the run must have begun"
+        if kills % 2:
+            deadline = time.monotonic() + 0.2 * rng.random()
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.001)
+        else:
+            while process.poll() is None and not list(workspace.glob("latents/.tmp-*")):
+                pass
+        process.send_signal(signal.SIGKILL)
+        process.stdout.close()
+        if process.wait() == -signal.SIGKILL:
+            kills += 1
+            inside_shard_write += bool(list(workspace.glob("latents/.tmp-*")))
+        else:
+            assert process.returncode == 0
+            round_number += 1
+        if kills % 7 == 0:
+            assert start(images, workspace).wait() == 0
+            assert content(workspace, "latents", "metadata", "stats") == expected
+            round_number += 1
+    last = tmp_path / f"ws-{round_number}"
+    assert start(images, last).wait() == 0
+    assert content(last, "latents", "metadata", "stats") == expected
+    assert inside_shard_write >= 1
+
+
+@needs_shared
+def test_photographs_and_ten_damaged_files(tmp_path):
+    """../shared/data/imagenet-samples, greyscale files included: 800 rows; then exactly the planted files are rejected."""
+    photographs = SHARED / "imagenet-samples"
+    workspace = encode_images(photographs, tmp_path / "ws", size=64)
+    assert (workspace.manifest.count, workspace.manifest.rejects) == (800, 0)
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for path in sorted(photographs.iterdir()):
+        (mixed / path.name).symlink_to(path)
+    good = sorted(photographs.glob("*.jpg"))[0].read_bytes()
+    damaged = {
+        "a-empty.jpg": b"",
+        "b-text.jpg": b"this is no image",
+        "c-zeros.png": bytes(1000),
+        "d-half.jpg": good[: len(good) // 2],
+        "e-header.jpg": good[:20],
+        "f-tail.jpg": good[200:],
+        "m-signature.png": b"\x89PNG\r\n\x1a\n",
+        "n-html.jpg": b"<html><body>404 Not Found</body></html>",
+        "y-gif.gif": b"GIF89a",
+        "z-bomb.png": png_header(100_000, 100_000),
+    }
+    for name, data in damaged.items():
+        (mixed / name).write_bytes(data)
+    workspace = encode_images(mixed, tmp_path / "ws-mixed", size=64)
+    assert workspace.manifest.count == 800
+    assert sorted(reject["image_path"] for reject in read_rejects(workspace)) == sorted(damaged)
+    assert all(reject["reason"] for reject in read_rejects(workspace))
+    assert verify_workspace(tmp_path / "ws-mixed").whole
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims to be very large."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+def test_too_many_rejects_stop_the_run_and_are_listed(tmp_path):
+    write_images(tmp_path / "images", 20)
+    for number in range(4):
+        (tmp_path / "images" / f"{number:05d}.png").write_bytes(b"broken")
+    with pytest.raises(TooManyRejectsError, match=r"more than the share of 0.1 allowed.*--max-rejects"):
+        encode_images(tmp_path / "images", tmp_path / "ws", size=8, max_rejects=0.1, workers=0)
+    assert len(pq.read_table(tmp_path / "ws" / "rejects.parquet")) > 2
+    workspace = encode_images(tmp_path / "images", tmp_path / "ws", size=8, max_rejects=0.2, workers=0)
+    assert (workspace.manifest.count, workspace.manifest.rejects) == (16, 4)
+
+
+def test_a_collection_without_one_good_image(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match="none of the 1 images"):
+        encode_images(tmp_path / "images", tmp_path / "ws", size=8, max_rejects=1.0, workers=0)
+
+
+def test_embeddings_are_imported_as_they_are(tmp_path, rng):
+    folder = tmp_path / "clip" / "img_emb"
+    folder.mkdir(parents=True)
+    parts = [rng.standard_normal((rows, 12)).astype(np.float16) for rows in (30, 45)]
+    for number, part in enumerate(parts):
+        np.save(folder / f"img_emb_{number}.npy", part)
+    workspace = encode_images(tmp_path / "clip", tmp_path / "ws", shard_rows=20)
+    np.testing.assert_array_equal(workspace.latents.read(range(75)), np.concatenate(parts))
+    assert workspace.latents.shape == (12, 1, 1)
+    assert verify_workspace(tmp_path / "ws").whole
+
+
+def test_a_complete_workspace_is_not_encoded_again(tmp_path):
+    write_images(tmp_path / "images", 5)
+    encode_images(tmp_path / "images", tmp_path / "ws", size=8, workers=0)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "ws").rglob("*.npy")}
+    encode_images(tmp_path / "images", tmp_path / "ws", size=8, workers=0)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "ws").rglob("*.npy")} == before
+
+
+def test_missing_collection(tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        encode_images(tmp_path / "nowhere", tmp_path / "ws")
+
+
+def test_folder_without_images(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no images"):
+        encode_images(tmp_path / "empty", tmp_path / "ws")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"), [({"size": 16}, "image_size 8 there, 16 now"), ({"crop": "squash"}, "crop center there")]
+)
+def test_other_options_need_another_folder(tmp_path, changed, words):
+    write_images(tmp_path / "images", 3)
+    encode_images(tmp_path / "images", tmp_path / "ws", size=8, workers=0)
+    with pytest.raises(MismatchError, match=words):
+        encode_images(tmp_path / "images", tmp_path / "ws", **{"size": 8, "workers": 0, **changed})
+
+
+def test_a_changed_collection_is_noticed(tmp_path):
+    write_images(tmp_path / "images", 3)
+    encode_images(tmp_path / "images", tmp_path / "ws", size=8, workers=0)
+    write_images(tmp_path / "images", 4, seed=1)
+    with pytest.raises(MismatchError, match="inputs 3 there, 4 now"):
+        encode_images(tmp_path / "images", tmp_path / "ws", size=8, workers=0)
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "ws").mkdir()
+    (tmp_path / "ws" / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="neither empty nor a workspace"):
+        encode_images(tmp_path / "images", tmp_path / "ws", size=8)
+    assert os.listdir(tmp_path / "ws") == [".lock", "thesis.tex"] or (tmp_path / "ws" / "thesis.tex").exists()
+
+
+def test_two_writers_at_once(tmp_path):
+    import fcntl
+
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "ws").mkdir()
+    with (tmp_path / "ws" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is writing"):
+            encode_images(tmp_path / "images", tmp_path / "ws", size=8)
+
+
+def test_workspace_path_is_a_file(tmp_path):
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "ws").write_text("a file")
+    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+        encode_images(tmp_path / "images", tmp_path / "ws", size=8)
+
+
+def test_unwritable_folder(tmp_path, monkeypatch):
+    """Root may write anywhere, so the refusal itself is simulated, at the call that makes the folder."""
+    write_images(tmp_path / "images", 3)
+
+    def refuse(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StorageError, match="no permission to write there"):
+        encode_images(tmp_path / "images", tmp_path / "ws", size=8)
+
+
+def test_a_full_disk_keeps_what_was_committed(tmp_path, monkeypatch):
+    write_images(tmp_path / "images", 30)
+    options = {"size": 8, "shard_rows": 10, "batch_size": 5, "workers": 0}
+    encode_images(tmp_path / "images", tmp_path / "whole", **options)
+    real, calls = np.save, []
+
+    def full_after_two(file, array, **keywords):
+        calls.append(1)
+        if len(calls) > 2:
+            file.write(b"a part of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, array, **keywords)
+
+    monkeypatch.setattr(np, "save", full_after_two)
+    with pytest.raises(StorageError, match="the disk is full.*resumes where it stopped"):
+        encode_images(tmp_path / "images", tmp_path / "ws", **options)
+    monkeypatch.undo()
+    assert Workspace.open(tmp_path / "ws").manifest.count == 20
+    assert not list((tmp_path / "ws").rglob(".tmp-*"))
+    encode_images(tmp_path / "images", tmp_path / "ws", **options)
+    assert content(tmp_path / "ws", "latents", "metadata") == content(tmp_path / "whole", "latents", "metadata")
+
+
+def test_values_beyond_float16_are_refused_with_the_image_named(tmp_path, rng):
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    vectors = rng.standard_normal((10, 4)).astype(np.float32)
+    vectors[6, 2] = 1e6
+    np.save(folder / "a.npy", vectors)
+    with pytest.raises(NonFiniteError, match="NaN or infinity in float16"):
+        encode_images(folder, tmp_path / "ws")
+
+
+@pytest.mark.parametrize("option", ["size", "batch_size", "shard_rows"])
+def test_options_out_of_range(tmp_path, option):
+    write_images(tmp_path / "images", 1)
+    with pytest.raises(InputError, match=f"{option} must be at least 1, got 0"):
+        encode_images(tmp_path / "images", tmp_path / "ws", **{option: 0})
+    with pytest.raises(InputError, match="max_rejects is a share from 0 to 1, got 2"):
+        encode_images(tmp_path / "images", tmp_path / "ws", max_rejects=2)
+    with pytest.raises(InputError, match="workers must be 0 or more, got -1"):
+        encode_images(tmp_path / "images", tmp_path / "ws", workers=-1)
