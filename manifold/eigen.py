@@ -9,7 +9,7 @@ __all__ = ["descending_eigh", "fix_sign"]
 
 
 def fix_sign(eigvecs: Tensor) -> Tensor:
-    """Flip columns in place so that the entry of largest modulus is positive, the first of them if several are equal."""
+    """Flip columns in place so that the entry of largest modulus, the first if several tie, is positive."""
     largest = eigvecs.gather(0, eigvecs.abs().argmax(0, keepdim=True))
     return eigvecs.mul_(torch.where(largest < 0, -1.0, 1.0).to(eigvecs.dtype))
 

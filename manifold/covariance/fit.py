@@ -6,9 +6,10 @@ from typing import Literal
 
 import torch
 
-from ..eigen import descending_eigh
-from ..errors import InputError, NotFittedError
-from ..moments import Moments
+from manifold.eigen import descending_eigh
+from manifold.errors import InputError, NotFittedError
+from manifold.moments import Moments
+
 from .full import FullCovariance
 from .lowrank import LowRankCovariance
 
@@ -46,8 +47,6 @@ def fit_covariance(
     covariance = moments.covariance()
     total = float(covariance.diagonal().sum())
     eigvals, eigvecs = descending_eigh(covariance)
-    # Round-off of the rank-deficient directions: the sum of all is exact where the smallest are not.
-    eigvals = eigvals.clamp_min(0) if float(eigvals[-1]) > -1e-6 * float(eigvals[0]) else eigvals
     mean = moments.mean.to(dtype)
     if model == "full":
         return FullCovariance(mean, eigvals.to(dtype), eigvecs.to(dtype), count=moments.count)

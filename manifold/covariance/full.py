@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import ShapeError
+from manifold.errors import ShapeError
+
 from .lowrank import LowRankCovariance
 
 __all__ = ["FullCovariance"]

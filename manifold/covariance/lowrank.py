@@ -14,8 +14,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..errors import FormatError, ManifoldWarning, NotPSDError, ShapeError
-from ..files import save_tensors
+from manifold.errors import FormatError, ManifoldWarning, NotPSDError, ShapeError
+from manifold.files import save_tensors
+
 from .base import CovarianceModel, SpectralFunction
 
 __all__ = ["LowRankCovariance"]
@@ -26,13 +27,13 @@ class LowRankCovariance(CovarianceModel):
 
     Arguments
         mean: (d,) mean.
-        eigvals: (k,) variances along the columns of `eigvecs`, descending. Slightly negative ones, as round-off makes
-            them, are set to zero with a warning that names the amount.
+        eigvals: (k,) variances along the columns of `eigvecs`, descending. Negative ones are set to zero, with a
+            warning that names the amount if it is more than float32 round-off (1e-6 of the largest).
         eigvecs: (d, k) orthonormal columns.
         tail_var: variance along each of the d - k directions outside their span; not used if k = d.
         count: number of rows the estimate rests on, where known.
 
-    Raises: ShapeError; NotPSDError if a variance is more negative than round-off explains.
+    Raises: ShapeError; NotPSDError if a variance is below -1e-4 of the largest.
     """
 
     model = "lowrank"
@@ -90,7 +91,7 @@ class LowRankCovariance(CovarianceModel):
         return gains[..., :-1].sum(-1) + (self.d - self.k) * gains[..., -1]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same model on another device or in another floating-point type; tensors are shared where nothing changes."""
+        """The same model on another device or in another floating-point type; shared where nothing changes."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         for name in ("mean", "eigvals", "eigvecs", "tail_var"):
@@ -115,21 +116,20 @@ class LowRankCovariance(CovarianceModel):
 
 
 def _without_negative(variances: Tensor) -> Tensor:
-    """Variances with round-off below zero set to zero, warned with its amount."""
+    """Set negative variances to zero, with a warning if they are more than round-off."""
     lowest, largest = float(variances.min()), float(variances.max())
     if lowest >= 0:
         return variances
-    allowed = largest * variances.numel() * torch.finfo(variances.dtype).eps * 10
-    if -lowest > max(allowed, 1e-6 * largest):
+    if -lowest > 1e-4 * largest:
         raise NotPSDError(
-            f"variances must not be negative, the lowest is {lowest:.3g} beside a largest of {largest:.3g}; the "
-            'covariance is not one, or was summed too coarsely: fit with precision="exact"'
+            f"variances must not be negative, the lowest is {lowest:.3g} beside a largest of {largest:.3g}; this is "
+            'no covariance, or one summed too coarsely: fit again with precision="exact"'
         )
-    below = variances < 0
-    warnings.warn(
-        f"{int(below.sum())} negative variances down to {lowest:.3g}, round-off beside the largest of "
-        f"{largest:.3g}, were set to zero",
-        ManifoldWarning,
-        stacklevel=4,
-    )
+    if -lowest > 1e-6 * largest:
+        warnings.warn(
+            f"{int((variances < 0).sum())} negative variances down to {lowest:.3g}, beside a largest of "
+            f"{largest:.3g}, were set to zero",
+            ManifoldWarning,
+            stacklevel=3,
+        )
     return variances.clamp_min(0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError
-from ..files import load_tensors
+from manifold.errors import FormatError
+from manifold.files import load_tensors
+
 from .base import CovarianceModel
 from .full import FullCovariance
 from .lowrank import LowRankCovariance
