@@ -1,0 +1,14 @@
+from .collection import open_collection as open_collection
+from .collection import open_images as open_images
+from .decode import DecodedImage as DecodedImage
+from .decode import RejectedImage as RejectedImage
+from .decode import decode_image as decode_image
+from .embeddings import EmbeddingSource as EmbeddingSource
+from .sources import FileSpan as FileSpan
+from .sources import ImageRef as ImageRef
+from .sources import ImageSource as ImageSource
+from .stream import Decoded as Decoded
+from .stream import Rejected as Rejected
+from .stream import WorkerDiedError as WorkerDiedError
+from .stream import decode_stream as decode_stream
+from .worker import read_bytes as read_bytes
