@@ -71,7 +71,7 @@ class Moments:
             _require_memory(d)
         self.d = d
         self.precision: Precision = precision
-        self._chunk_rows = _CHUNK_ROWS.get(self.device.type, 2048)
+        self.chunk_rows = _CHUNK_ROWS.get(self.device.type, 2048)
         self._done = 0  # rows inside _mean and _scatter
         self._mean = torch.zeros(d, dtype=torch.float64, device=self.device)
         self._scatter = torch.zeros(d, d, dtype=torch.float64, device=self.device)
@@ -115,11 +115,11 @@ class Moments:
             self._buffer[: self._waiting] = narrow[: self._waiting]
         start = 0
         while start < len(rows):
-            stop = min(start + self._chunk_rows - self._waiting, len(rows))
+            stop = min(start + self.chunk_rows - self._waiting, len(rows))
             self._buffer[self._waiting : self._waiting + stop - start].copy_(rows[start:stop])
             self._waiting += stop - start
             start = stop
-            if self._waiting == self._chunk_rows:
+            if self._waiting == self.chunk_rows:
                 self.flush()
 
     def flush(self) -> None:
@@ -225,7 +225,7 @@ class Moments:
         return moments, metadata
 
     def _new_buffer(self, dtype: torch.dtype) -> Tensor:
-        return torch.empty(self._chunk_rows, self.d, dtype=dtype, device=self.device)
+        return torch.empty(self.chunk_rows, self.d, dtype=dtype, device=self.device)
 
     def _require_rows(self, ddof: int) -> None:
         if self.count <= max(ddof, 0):

@@ -1,9 +1,11 @@
-"""Batches as the statistics take them: flat floating-point rows, checked for NaN and infinity."""
+"""Rows as the statistics take them: flat, of a floating-point type, checked for NaN and infinity, in batches."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from .errors import InputError, ShapeError
 
-__all__ = ["as_rows", "first_bad_row"]
+__all__ = ["ArrayRows", "RowStore", "RowSubset", "as_rows", "first_bad_row"]
 
 _BLOCK = 1024
 
@@ -46,3 +48,72 @@ def first_bad_row(rows: Tensor) -> int | None:
         if not (math.isfinite(low) and math.isfinite(high)):
             return start + int((~block.isfinite()).any(1).nonzero()[0, 0])
     return None
+
+
+class RowStore(Protocol):
+    """Rows that can be read again and again: a latent store, or `ArrayRows` around an array."""
+
+    @property
+    def d(self) -> int:
+        """Values in a row."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batches(self, rows: int) -> Iterator[np.ndarray]:
+        """All rows in order, at most `rows` at a time, (<= rows, d)."""
+        ...
+
+
+class ArrayRows:
+    """An array or tensor in memory, or a memory map, as a RowStore.
+
+    Arguments
+        array: (n, d) or (n, ...), of a floating-point type.
+    """
+
+    def __init__(self, array: Tensor | np.ndarray) -> None:
+        if isinstance(array, Tensor):
+            array = array.detach().cpu().numpy()
+        self._array = array.reshape(len(array), -1)
+
+    @property
+    def d(self) -> int:
+        """Values in a row."""
+        return self._array.shape[1]
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def batches(self, rows: int) -> Iterator[np.ndarray]:
+        """All rows in order, at most `rows` at a time."""
+        for start in range(0, len(self._array), rows):
+            yield self._array[start : start + rows]
+
+
+class RowSubset:
+    """The rows of a store whose number, modulo `modulus`, is in `residues`.
+
+    Splits a collection into parts without a copy or a shuffle; every part sees all of a sorted collection.
+    """
+
+    def __init__(self, store: RowStore, modulus: int, residues: Collection[int]) -> None:
+        self._store, self._modulus, self._residues = store, modulus, sorted(set(residues))
+
+    @property
+    def d(self) -> int:
+        """Values in a row."""
+        return self._store.d
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._store), self._modulus)
+        return whole * len(self._residues) + sum(residue < rest for residue in self._residues)
+
+    def batches(self, rows: int) -> Iterator[np.ndarray]:
+        """The chosen rows in order, at most `rows` at a time."""
+        start = 0
+        for batch in self._store.batches(rows):
+            chosen = np.isin(np.arange(start, start + len(batch)) % self._modulus, self._residues)
+            start += len(batch)
+            if chosen.any():
+                yield batch[chosen]

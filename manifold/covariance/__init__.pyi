@@ -1,6 +1,9 @@
 from .base import CovarianceModel as CovarianceModel
 from .base import SpectralFunction as SpectralFunction
 from .fit import fit_covariance as fit_covariance
+from .fit import fit_lowrank as fit_lowrank
 from .full import FullCovariance as FullCovariance
 from .lowrank import LowRankCovariance as LowRankCovariance
+from .shrinkage import ledoit_wolf_intensity as ledoit_wolf_intensity
+from .shrinkage import oas_intensity as oas_intensity
 from .storage import load as load
