@@ -31,8 +31,8 @@ class ArrowSource:
 
     Raises: InputError (a folder of several splits, no usable column); FormatError (a file is missing or damaged).
 
-    Cost: the headers of the record batches are read when opened; one record batch in memory at a time (1,000 rows unless
-        the dataset was written otherwise).
+    Cost: the headers of the record batches are read when opened; one record batch in memory at a time (1,000 rows
+        unless the dataset was written otherwise).
     """
 
     def __init__(self, root: Path, image_column: str | None = None) -> None:
@@ -47,9 +47,7 @@ class ArrowSource:
             )
         state = read_json(root / "state.json")
         if state.get("_indices_data_files"):
-            raise InputError(
-                f"{root} was saved with an index of selected rows; call flatten_indices() and save it again"
-            )
+            raise InputError(f"{root} was saved with an index of its rows; call flatten_indices() and save it again")
         try:
             self._files = [root / str(entry["filename"]) for entry in state["_data_files"]]
         except (KeyError, TypeError) as error:
@@ -86,7 +84,7 @@ class ArrowSource:
 
 @contextmanager
 def _stream(path: Path, *, mapped: bool = False) -> Iterator[pa.RecordBatchStreamReader]:
-    """An Arrow stream file. Mapped, its images are not read while its batches are counted; else, pages read do not stay."""
+    """An Arrow stream file; mapped to count its batches without reading them, else not, so that pages read do not stay."""
     import pyarrow as pa
 
     try:

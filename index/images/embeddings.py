@@ -1,7 +1,7 @@
 """Embeddings made elsewhere: .npy files of shape (rows, d), with or without parquet metadata.
 
-clip-retrieval writes `img_emb/img_emb_0.npy` ... and `metadata/metadata_0.parquet` ... with equal row counts; any folder of
-2-D .npy files is read too, without metadata or with `metadata/` beside the files. Files are taken in the order of the
+clip-retrieval writes `img_emb/img_emb_0.npy` ... and `metadata/metadata_0.parquet` ... with equal row counts; any folder
+of 2-D .npy files is read too, without metadata or with `metadata/` in the folder. Files are taken in the order of the
 numbers in their names, `_2` before `_10`. The width, type and finiteness of the numbers are checked, since a search over
 wrong ones would look sound.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddingSource"]
 
 READ_BYTES = 16 * 2**20
-"""Rows are read in portions of about this many bytes."""
+"""Rows are read in portions of at most this many bytes."""
 
 _CAPTION_NAMES = ("caption", "text")
 _LABEL_NAMES = ("label", "cls")
@@ -44,8 +44,8 @@ class EmbeddingSource:
         name: of the collection.
         files: .npy files, in order.
 
-    Raises: FormatError (a file is damaged, not 2-D, or not of floats); MismatchError (widths differ, or the metadata do not
-        fit the files).
+    Raises: FormatError (a file is damaged, not 2-D, or not of floats); MismatchError (widths differ, or the metadata do
+        not fit the files); InputError (no rows).
 
     Cost: the headers are read when opened; about `READ_BYTES` of rows in memory at a time.
     """
@@ -55,6 +55,7 @@ class EmbeddingSource:
         self._files = list(files)
         shapes = [_shape(path) for path in self._files]
         self.d = shapes[0][1]
+        self._portion = max(1, READ_BYTES // (8 * self.d))
         for path, (_, width) in zip(self._files, shapes, strict=True):
             if width != self.d:
                 raise MismatchError(
@@ -72,8 +73,8 @@ class EmbeddingSource:
     def batches(self, start: int = 0) -> Iterator[tuple[np.ndarray, dict[str, list[Any]]]]:
         """Rows from number `start` on.
 
-        Returns: pairs of an array (rows, d), of the files' own type, and the columns image_path, key, width, height, status,
-            caption and label, a list of as many values each.
+        Returns: pairs of an array (rows, d), of the files' own type, and the columns image_path, key, width, height,
+            status, caption and label, a list of as many values each.
 
         Raises: NonFiniteError naming the file and row.
         """
@@ -81,17 +82,14 @@ class EmbeddingSource:
             if start < rows:
                 table = _read_metadata(self._metadata[number]) if self._metadata else None
                 first = sum(self._rows[:number])
-                for low in range(start, rows, self._portion(path)):
-                    high = min(rows, low + self._portion(path))
+                for low in range(start, rows, self._portion):
+                    high = min(rows, low + self._portion)
                     yield _read_rows(path, low, high), self._columns(table, path, first, low, high)
             start = max(0, start - rows)
 
     def fingerprint(self) -> str:
         """SHA-256 over names and sizes of the files."""
         return fingerprint_files((path.name, path.stat().st_size) for path in [*self._files, *self._metadata])
-
-    def _portion(self, path: Path) -> int:
-        return max(1, READ_BYTES // (self.d * np.load(path, mmap_mode="r", allow_pickle=False).itemsize))
 
     def _columns(self, table: pa.Table | None, path: Path, first: int, low: int, high: int) -> dict[str, list[Any]]:
         def column(names: Sequence[str], kind: type) -> list[Any]:
@@ -124,6 +122,8 @@ def _shape(path: Path) -> tuple[int, int]:
     if not isinstance(array, np.ndarray) or array.ndim != 2:
         shape = getattr(array, "shape", "several arrays")
         raise FormatError(f"{path} must hold a 2-D array (rows, width), it holds {shape}; reshape it or take it out")
+    if array.shape[1] == 0:
+        raise FormatError(f"{path} has rows of no numbers; make it again or take it out")
     if array.dtype.kind != "f":
         raise FormatError(f"{path} must hold floats, it holds {array.dtype}; convert it or take it out")
     return array.shape
@@ -154,8 +154,8 @@ def _metadata_files(files: Sequence[Path], rows: Sequence[int]) -> list[Path]:
     found = sorted(places[0].glob("*.parquet"), key=lambda path: natural_order(path.name))
     if len(found) != len(files):
         raise MismatchError(
-            f"{places[0]} has {len(found)} parquet files for {len(files)} .npy files; each .npy needs its own, in the same "
-            "order, or move the metadata folder away"
+            f"{places[0]} has {len(found)} parquet files for {len(files)} .npy files; each .npy needs its own, "
+            "in the same order, or move the metadata folder away"
         )
     for path, parquet, count in zip(files, found, rows, strict=True):
         try:
