@@ -84,7 +84,7 @@ class ArrowSource:
 
 @contextmanager
 def _stream(path: Path, *, mapped: bool = False) -> Iterator[pa.RecordBatchStreamReader]:
-    """An Arrow stream file; mapped to count its batches without reading them, else not, so that pages read do not stay."""
+    """An Arrow stream file; mapped to count batches unread, unmapped so that pages read do not stay."""
     import pyarrow as pa
 
     try:

@@ -2,9 +2,9 @@
 
     0001.jpg 0001.txt 0001.json    one image with its caption; .cls or the json's `label` is its label
 
-Members of one image lie next to each other. An image without any extension we know is not part of the collection, nor is a
-group without an image; of several images in a group, the one with the plain extension (`0001.jpg`, not `0001.mask.png`)
-counts, otherwise the first. Decoding workers read members in place, so the shards must not be compressed.
+Members of one image lie next to each other. A group without a member of a known image extension is not part of the
+collection; of several, the one with the plain extension (`0001.jpg`, not `0001.mask.png`) counts, otherwise the first.
+Decoding workers read members in place, so the shards must not be compressed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class WebDatasetSource:
 
     Raises: FormatError if a shard is damaged, cut off or compressed.
 
-    Cost: the headers of all shards are read when opened, and again when the images are; memory does not grow with either.
+    Cost: the headers of all shards are read when opened, and again with the images; memory does not grow with them.
     """
 
     def __init__(self, name: str, root: Path, files: Sequence[Path]) -> None:
@@ -109,13 +109,19 @@ def _members(path: Path) -> Iterator[_Member]:
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                tar.members = []  # tarfile would keep every header it has seen
+                tar.members = []  # type: ignore[attr-defined]  # else it would keep every header it has seen
                 folder, _, base = info.name.rpartition("/")
                 stem, dot, field = base.partition(".")
                 if info.isreg() and stem and dot:
                     key = f"{folder}/{stem}" if folder else stem
                     yield _Member(key, field.lower(), info.name, info.offset_data, info.size)
-    except (tarfile.TarError, EOFError) as error:
+            end = tar.offset
+        # tarfile takes a damaged or missing header for the end of the archive; a true end is marked by zeros.
+        with path.open("rb") as file:
+            file.seek(end)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no header and no end mark at byte {end:,}")
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise FormatError(
             f"{path} is cut off, damaged or compressed ({error}); fetch it again, or unpack it"
         ) from error
