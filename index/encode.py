@@ -11,6 +11,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,7 @@ from .shards import ShardWriter, remove_uncommitted
 from .workspace import Manifest, Recipe, Workspace, writing
 
 if TYPE_CHECKING:
-    from .encoders import Encoder
+    from .encoders import Encoder, EncoderSpec
 
 __all__ = ["encode_images"]
 
@@ -91,7 +92,7 @@ def encode_images(
         spec, crop_used, batch = embedding_spec(collection.d), "none", batch_size or 1024
     else:
         opened = _open_encoder(encoder, size, mode=mode, dtype=dtype, device=device, seed=seed, tile=tile)
-        spec, crop_used = opened.spec, crop
+        spec, crop_used = _portable(opened.spec, Path(workspace)), crop
         batch = batch_size or max(1, min(256, 2**20 // spec.image_size**2))
     recipe = Recipe(
         source=collection.name,
@@ -127,6 +128,14 @@ def _open_encoder(encoder: str | Encoder, size: int | None, **options: Any) -> E
     from .encoders import open_encoder
 
     return open_encoder(encoder, size or (64 if encoder == "pixels" else 512), **options)
+
+
+def _portable(spec: EncoderSpec, root: Path) -> EncoderSpec:
+    """The spec with a local folder named relative to the workspace, so that both may move together."""
+    folder = Path(spec.id).expanduser()
+    if spec.kind == "pixels" or not folder.is_dir():
+        return spec
+    return replace(spec, id=Path(os.path.relpath(folder.resolve(), root.resolve())).as_posix())
 
 
 def _workers(asked: int | None) -> int:

@@ -58,7 +58,9 @@ def fit_workspace(
             "collection": recipe.source,
             "shards": json.dumps(_checksums(opened)),
         }
-        manifold = GaussianManifold.from_moments(moments, rank=rank, shape=recipe.encoder.latent_shape, metadata=metadata)
+        manifold = GaussianManifold.from_moments(
+            moments, rank=rank, shape=recipe.encoder.latent_shape, metadata=metadata
+        )
         manifold.save(opened.stats_path)
     return manifold
 

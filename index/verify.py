@@ -121,7 +121,7 @@ def _stray_files(workspace: Workspace) -> list[str]:
 def _statistics_problems(workspace: Workspace, path: Path) -> list[str]:
     name = path.relative_to(workspace.root)
     try:
-        tensors, metadata = load_tensors(path)
+        tensors, _ = load_tensors(path)
     except FormatError as error:
         return [str(error)]
     found = [f"{name}: {key} is not finite" for key, tensor in tensors.items() if not tensor.isfinite().all()]

@@ -172,7 +172,7 @@ class Workspace:
         """
         from .encoders import reopen
 
-        return reopen(self.manifest.recipe.encoder, override)
+        return reopen(self.manifest.recipe.encoder, base=self.root, override=override)
 
     def commit(self, **changes: Any) -> None:
         """Replace fields of the manifest, on disk first."""
@@ -204,7 +204,8 @@ class Workspace:
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    fields = {f"encoder {name}": value for name, value in recipe.encoder.to_dict().items()}
+    """Fields by name. Not the encoder's id: its kind and hash tell encoders apart, and a local folder may have moved."""
+    fields = {f"encoder {name}": value for name, value in recipe.encoder.to_dict().items() if name != "id"}
     return {**fields, **{name: value for name, value in vars(recipe).items() if name != "encoder"}}
 
 

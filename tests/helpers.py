@@ -7,7 +7,9 @@ import torch
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHARED = _SHARED if _SHARED.is_dir() else None
-needs_shared = pytest.mark.skipif(SHARED is None, reason="needs the data folder ../shared/data, which is not part of the project")
+needs_shared = pytest.mark.skipif(
+    SHARED is None, reason="needs the data folder ../shared/data, which is not part of the project"
+)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}

@@ -88,7 +88,9 @@ def test_a_planted_wrong_import_is_found(path, source, word):
 
 
 def test_type_checking_and_function_imports_are_allowed():
-    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import diffusers\ndef f():\n    import diffusers\n"
+    source = (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import diffusers\ndef f():\n    import diffusers\n"
+    )
     assert violations("manifold/planted.py", source) == []
 
 

@@ -66,9 +66,7 @@ def stop_at(inputs: int):
 
 def test_pixels_are_stored_as_the_reference_says(tmp_path):
     images = write_images(tmp_path / "images", 25)
-    workspace = encode_images(
-        tmp_path / "images", tmp_path / "ws", size=8, batch_size=4, shard_rows=10, workers=1
-    )
+    workspace = encode_images(tmp_path / "images", tmp_path / "ws", size=8, batch_size=4, shard_rows=10, workers=1)
     expected = np.stack([pixels.transpose(2, 0, 1).reshape(-1) for pixels in images]) / 127.5 - 1
     stored = workspace.latents.read(range(25))
     assert stored.dtype == np.float16
@@ -218,7 +216,9 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
 
 
 def test_too_many_rejects_stop_the_run_and_are_listed(tmp_path):

@@ -1,0 +1,7 @@
+from .opening import open_encoder as open_encoder
+from .opening import reopen as reopen
+from .pixels import PixelEncoder as PixelEncoder
+from .spec import Encoder as Encoder
+from .spec import EncoderSpec as EncoderSpec
+from .spec import embedding_spec as embedding_spec
+from .vae import VaeEncoder as VaeEncoder

@@ -1,0 +1,305 @@
+"""The closed form of a Gaussian diffusion: where an early noisy state is heading.
+
+A noisy state is x_t = alpha * x0 + sigma * eps, with alpha the signal coefficient itself (sqrt(alphas_cumprod) for
+DDPM-type schedules, not its square). For data N(mu, Sigma) every quantity of the diffusion is a function of the spectrum
+of Sigma, applied to y = x_t - alpha * mu; the covariance model does that, so a dense, a low-rank and a stationary
+covariance are used alike. Variance-preserving, variance-exploding and flow-matching schedules differ only in the pairs
+(alpha, sigma) they pass.
+
+States have shape (n, d) or (n, C, H, W), and come back in their own shape and floating-point type. Levels `alpha`,
+`sigma` are numbers, tensors of shape (), or of shape (n,) with one level for each row.
+
+Source: Wang & Vastola, Diffusion Models Generate Images Like Painters (arXiv 2303.02490); The Unreasonable Effectiveness
+of Gaussian Score Approximation for Diffusion Models and its Applications (arXiv 2412.09726).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .covariance import CovarianceModel, LowRankCovariance, fit_covariance, load
+from .errors import FormatError, InputError, NotFittedError, ShapeError
+from .moments import Moments
+
+__all__ = ["GaussianManifold", "Level"]
+
+Level = float | Tensor
+"""alpha or sigma: a number, a tensor of shape (), or one value per row, (n,)."""
+
+_FULL_UP_TO = 4096
+_RANK_ABOVE = 1024
+
+
+class GaussianManifold:
+    """Data as a Gaussian N(mu, Sigma), and everything a diffusion does to it, in closed form.
+
+    Arguments
+        covariance: mean and covariance; see `manifold.covariance`.
+        shape: (C, H, W) of a latent, where known.
+        count: number of latents behind the estimate, where known.
+        metadata: texts that travel with the file, such as the encoder.
+
+    Raises: ShapeError if `shape` does not have d values.
+
+    >>> manifold = GaussianManifold.fit(torch.randn(500, 12) * torch.arange(1, 13))
+    >>> manifold.denoise(torch.randn(3, 12), alpha=1.0, sigma=2.0).shape
+    torch.Size([3, 12])
+    """
+
+    def __init__(
+        self,
+        covariance: CovarianceModel,
+        *,
+        shape: tuple[int, int, int] | None = None,
+        count: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        if shape is not None and math.prod(shape) != covariance.d:
+            raise ShapeError(
+                f"a latent of shape {shape} has {math.prod(shape)} values, the covariance has {covariance.d}"
+            )
+        self.covariance = covariance
+        self.shape = shape
+        self.count = count
+        self.metadata = dict(metadata or {})
+
+    @classmethod
+    def fit(
+        cls,
+        latents: Tensor | np.ndarray | Iterable[Tensor | np.ndarray],
+        *,
+        rank: int | None = None,
+        shape: tuple[int, int, int] | None = None,
+    ) -> Self:
+        """Estimate from latents: one array (n, d) or (n, C, H, W), or an iterable of such batches.
+
+        Arguments
+            latents: at least two rows in all.
+            rank: eigenpairs to keep; all up to d = 4,096 and 1,024 above unless given.
+            shape: (C, H, W); taken from the latents if they have it.
+
+        Raises: NotFittedError with fewer than two rows; ShapeError; NonFiniteError naming the row.
+        """
+        batches = [latents] if isinstance(latents, Tensor | np.ndarray) else latents
+        moments: Moments | None = None
+        for batch in batches:
+            if batch.ndim not in (2, 4):
+                raise ShapeError(f"latents must be (n, d) or (n, C, H, W), they are {tuple(batch.shape)}")
+            if batch.ndim == 4 and shape is None:
+                shape = (int(batch.shape[1]), int(batch.shape[2]), int(batch.shape[3]))
+            if moments is None:
+                moments = Moments(math.prod(batch.shape[1:]))
+            moments.update(batch)
+        if moments is None:
+            raise NotFittedError("a covariance needs at least 2 latents, none came")
+        return cls.from_moments(moments, rank=rank, shape=shape)
+
+    @classmethod
+    def from_moments(
+        cls,
+        moments: Moments,
+        *,
+        rank: int | None = None,
+        shape: tuple[int, int, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Estimate from streamed moments. Raises: NotFittedError, InputError if the rank is not 1 to d."""
+        if rank is None:
+            rank = moments.d if moments.d <= _FULL_UP_TO else min(_RANK_ABOVE, moments.d)
+        full = rank == moments.d
+        covariance = fit_covariance(moments, "full") if full else fit_covariance(moments, "lowrank", rank)
+        return cls(covariance, shape=shape, count=moments.count, metadata=metadata)
+
+    @property
+    def d(self) -> int:
+        """Values per latent."""
+        return self.covariance.d
+
+    @property
+    def mean(self) -> Tensor:
+        """mu, (d,)."""
+        return self.covariance.mean
+
+    @property
+    def eigvals(self) -> Tensor:
+        """Variances along the explicit eigenvectors, (k,), descending."""
+        return self.covariance.eigvals
+
+    @property
+    def k(self) -> int:
+        """Number of explicit eigenpairs."""
+        return self.eigvals.numel()
+
+    @property
+    def eigvecs(self) -> Tensor:
+        """Explicit eigenvectors as columns, (d, k). Raises: NotFittedError for a model without them (stationary)."""
+        return self._low_rank("eigenvectors").eigvecs
+
+    @property
+    def tail_var(self) -> float:
+        """Variance along each of the d - k other directions; 0 if there are none."""
+        model = self._low_rank("a tail variance")
+        return float(model.tail_var) if model.k < model.d else 0.0
+
+    @property
+    def total_variance(self) -> float:
+        """Trace of the covariance."""
+        return float(self.covariance.trace(lambda variance: variance))
+
+    def denoise(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """Posterior mean of x0 given x_t, the Wiener filter.
+
+            x0_hat = mu + V diag(alpha lambda / (alpha^2 lambda + sigma^2)) V^T (x_t - alpha mu)
+
+        Directions without variance stay at the mean. At sigma = 0 this is x_t / alpha.
+
+        Arguments
+            x_t: (n, d) or (n, C, H, W).
+            alpha, sigma: >= 0, not both 0; number, () or (n,).
+
+        Returns: x0_hat, of the shape, dtype and device of `x_t`.
+
+        Raises: ShapeError; InputError for a level out of range.
+
+        Cost: two products of (n, d) by (d, k); exact.
+
+        Source: arXiv 2412.09726, section 3.
+        """
+        a, s = self._levels(x_t, alpha, sigma)
+        deviation = self._flat(x_t) - a * self.mean
+        step = self.covariance.apply(lambda v: _ratio(a * v, a**2 * v + s**2), deviation)
+        return self._like(self.mean + step, x_t)
+
+    def score(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """Gradient of log p(x_t) with respect to x_t: -(alpha^2 Sigma + sigma^2 I)^-1 (x_t - alpha mu).
+
+        Arguments, Returns, Cost: as `denoise`.
+
+        Raises: ShapeError; InputError for a level out of range, or if x_t has no density there (sigma = 0 and a
+            direction without variance).
+        """
+        a, s = self._levels(x_t, alpha, sigma)
+        self._require_density(a, s)
+        deviation = self._flat(x_t) - a * self.mean
+        return self._like(-self.covariance.apply(lambda v: 1 / (a**2 * v + s**2), deviation), x_t)
+
+    def log_prob(self, x_t: Tensor, alpha: Level = 1.0, sigma: Level = 0.0) -> Tensor:
+        """log p(x_t) in nats, x_t ~ N(alpha mu, alpha^2 Sigma + sigma^2 I): (n,), in the manifold's dtype.
+
+        Raises: as `score`.
+        """
+        a, s = self._levels(x_t, alpha, sigma)
+        self._require_density(a, s)
+        deviation = self._flat(x_t) - a * self.mean
+        solved = self.covariance.apply(lambda v: 1 / (a**2 * v + s**2), deviation)
+        log_det = self.covariance.trace(lambda v: (a**2 * v + s**2).log())
+        return -0.5 * ((deviation * solved).sum(1) + log_det + self.d * math.log(2 * math.pi))
+
+    def solve(self, x_s: Tensor, alpha_s: Level, sigma_s: Level, alpha_t: Level, sigma_t: Level) -> Tensor:
+        """Solution of the probability-flow ODE at level t, started from x_s at level s, in one step.
+
+            x_t = alpha_t mu + V diag(sqrt((alpha_t^2 lambda + sigma_t^2) / (alpha_s^2 lambda + sigma_s^2))) V^T y_s
+
+        It does not depend on the schedule between s and t, and goes either way: to noise as well as from it.
+
+        Arguments
+            x_s: (n, d) or (n, C, H, W), the state at level s.
+            alpha_s, sigma_s, alpha_t, sigma_t: >= 0, neither pair both 0; number, () or (n,).
+
+        Returns: x_t, of the shape, dtype and device of `x_s`. Raises, Cost: as `denoise`.
+
+        Source: arXiv 2303.02490; arXiv 2412.09726, section 3.
+        """
+        a_s, s_s = self._levels(x_s, alpha_s, sigma_s)
+        a_t, s_t = self._levels(x_s, alpha_t, sigma_t)
+        deviation = self._flat(x_s) - a_s * self.mean
+        moved = self.covariance.apply(lambda v: _ratio(a_t**2 * v + s_t**2, a_s**2 * v + s_s**2).sqrt(), deviation)
+        return self._like(a_t * self.mean + moved, x_s)
+
+    def endpoint(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """The clean latent at which the probability flow from x_t ends: `solve` to alpha = 1, sigma = 0.
+
+        Unlike `denoise`, which shrinks what is undecided toward the mean, it keeps the full variance of the data.
+        """
+        return self.solve(x_t, alpha, sigma, 1.0, 0.0)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of x0, (n, C, H, W) where the shape is known, else (n, d)."""
+        drawn = self.covariance.sample(n, generator)
+        return drawn if self.shape is None else drawn.view(n, *self.shape)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same manifold on another device or in another floating-point type."""
+        moved = self.covariance.to(device, dtype)
+        return type(self)(moved, shape=self.shape, count=self.count, metadata=self.metadata)
+
+    def save(self, path: Path | str) -> None:
+        """Write the manifold to a safetensors file, atomically. Raises: StorageError."""
+        facts = {"shape": list(self.shape) if self.shape else None, "count": self.count, "about": self.metadata}
+        self.covariance.save(Path(path), {"manifold": json.dumps(facts, sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read what `save` wrote, on the CPU.
+
+        Raises: FileNotFoundError; FormatError if the file is damaged or holds no manifold.
+        """
+        covariance, metadata = load(Path(path))
+        try:
+            facts: dict[str, Any] = json.loads(metadata["manifold"])
+            shape = None if facts["shape"] is None else tuple(facts["shape"])
+            return cls(covariance, shape=shape, count=facts["count"], metadata=facts["about"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise FormatError(f"{path} holds a covariance, and nothing else of a manifold; fit again") from error
+
+    def _low_rank(self, what: str) -> LowRankCovariance:
+        if not isinstance(self.covariance, LowRankCovariance):
+            raise NotFittedError(
+                f"a {type(self.covariance).__name__} has no explicit {what}; fit a full or low-rank model"
+            )
+        return self.covariance
+
+    def _flat(self, state: Tensor) -> Tensor:
+        """(n, d) in the manifold's dtype."""
+        if state.ndim not in (2, 4) or math.prod(state.shape[1:]) != self.d:
+            wanted = (
+                f"(n, {self.d})" if self.shape is None else f"(n, {self.d}) or (n, {', '.join(map(str, self.shape))})"
+            )
+            raise ShapeError(f"states must have shape {wanted}, they have {tuple(state.shape)}")
+        return state.reshape(len(state), self.d).to(self.mean.dtype)
+
+    def _like(self, flat: Tensor, state: Tensor) -> Tensor:
+        return flat.reshape(state.shape).to(state.dtype)
+
+    def _levels(self, state: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        """Both levels as tensors of shape (1,) or (n, 1), which broadcast against spectra and rows alike."""
+        pair = []
+        for name, value in (("alpha", alpha), ("sigma", sigma)):
+            level = torch.as_tensor(value, dtype=self.mean.dtype, device=self.mean.device)
+            if level.ndim > 1 or (level.ndim == 1 and len(level) != len(state)):
+                raise ShapeError(f"{name} must be a number or ({len(state)},), it has shape {tuple(level.shape)}")
+            if not bool(((level >= 0) & level.isfinite()).all()):
+                raise InputError(f"{name} must be finite and at least 0, it is {level.tolist()}")
+            pair.append(level[..., None])
+        if bool(((pair[0] == 0) & (pair[1] == 0)).any()):
+            raise InputError("alpha and sigma must not both be 0")
+        return pair[0], pair[1]
+
+    def _require_density(self, a: Tensor, s: Tensor) -> None:
+        # The smallest gain of the flattest direction is 0 exactly where a direction has neither variance nor noise.
+        if float(self.covariance.trace(lambda v: (a**2 * v + s**2 == 0).to(v.dtype)).max()) > 0:
+            raise InputError("at sigma = 0 a direction without variance has no density; use sigma > 0")
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, and 0 where both are 0: a direction with neither variance nor noise holds nothing."""
+    safe = denominator.where(denominator > 0, torch.ones_like(denominator))
+    return (numerator / safe).where(denominator > 0, torch.zeros_like(safe))
