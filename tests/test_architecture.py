@@ -96,6 +96,7 @@ def test_type_checking_and_function_imports_are_allowed():
 
 @pytest.mark.parametrize("package", ["manifold", "index", "manifold_apps"])
 def test_importing_a_package_loads_nothing_heavy(package):
-    code = f"import sys, {package}; print(sorted({{'torch', 'diffusers', 'faiss', 'pyarrow', 'matplotlib'}} & set(sys.modules)))"
+    heavy = {"torch", "diffusers", "faiss", "pyarrow", "matplotlib"}
+    code = f"import sys, {package}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

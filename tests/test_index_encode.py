@@ -1,13 +1,12 @@
 """Encoding a collection: what is stored, what is rejected, what stops a run, and that stopping loses nothing."""
 
+import contextlib
 import errno
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from helpers import SHARED, needs_shared
 from PIL import Image
 
 from index.encode import encode_images
-from index.fit import fit_workspace
 from index.shards import read_rejects
 from index.verify import verify_workspace
 from index.workspace import Workspace
@@ -52,6 +50,10 @@ def content(root: Path, *folders: str) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 class Stopped(Exception):
     """Raised by a test's progress function to stop a run at a chosen place."""
 
@@ -82,8 +84,8 @@ def test_pixels_are_stored_as_the_reference_says(tmp_path):
 def test_layout_is_what_embedding_readers_expect(tmp_path):
     write_images(tmp_path / "images", 7)
     encode_images(tmp_path / "images", tmp_path / "ws", size=8, shard_rows=4, workers=0)
-    assert sorted(os.listdir(tmp_path / "ws" / "latents")) == ["latents_00000.npy", "latents_00001.npy"]
-    assert sorted(os.listdir(tmp_path / "ws" / "metadata")) == ["metadata_00000.parquet", "metadata_00001.parquet"]
+    assert names(tmp_path / "ws" / "latents") == ["latents_00000.npy", "latents_00001.npy"]
+    assert names(tmp_path / "ws" / "metadata") == ["metadata_00000.parquet", "metadata_00001.parquet"]
     array = np.load(tmp_path / "ws" / "latents" / "latents_00000.npy", allow_pickle=False)
     assert array.shape == (4, 192)
     assert array.dtype == np.float16
@@ -124,8 +126,7 @@ def test_worker_count_does_not_change_a_byte(tmp_path):
 
 RUN = """
 import sys
-from index.encode import encode_images
-from index.fit import fit_workspace
+from index import encode_images, fit_workspace
 def tell(stage, done, total):
     print(stage, done, flush=True)
 encode_images(sys.argv[1], sys.argv[2], size=24, batch_size=32, shard_rows=150, workers=1, progress=tell)
@@ -133,8 +134,22 @@ fit_workspace(sys.argv[2], progress=tell)
 """
 
 
-def start(images: Path, workspace: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", RUN, str(images), str(workspace)], stdout=subprocess.PIPE)
+def command(images: Path, workspace: Path) -> list[str]:
+    return [sys.executable, "-c", RUN, str(images), str(workspace)]
+
+
+def run_and_kill(images: Path, workspace: Path, delay_s: float | None) -> int:
+    """Start a run and SIGKILL it `delay_s` after it begins, or as soon as a shard's temporary file exists."""
+    with subprocess.Popen(command(images, workspace), stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline().startswith(b"encode"), "the run must have begun"
+        if delay_s is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(delay_s)
+        else:
+            while process.poll() is None and not any(workspace.glob("latents/.tmp-*")):
+                pass
+        process.send_signal(signal.SIGKILL)
+    return process.returncode
 
 
 @pytest.mark.slow
@@ -142,36 +157,19 @@ def test_twenty_kills_change_nothing(tmp_path, rng):
     """SIGKILL at random moments, half of them as soon as a shard's temporary file exists."""
     images = tmp_path / "images.parquet"
     write_parquet(images, 1500, size=24)
-    reference = tmp_path / "reference"
-    assert start(images, reference).wait() == 0
-    expected = content(reference, "latents", "metadata", "stats")
-    kills, inside_shard_write, round_number = 0, 0, 0
+    subprocess.run(command(images, tmp_path / "reference"), stdout=subprocess.DEVNULL, check=True)
+    expected = content(tmp_path / "reference", "latents", "metadata", "stats")
+    kills = inside_shard_write = 0
+    workspace = tmp_path / "ws-0"
     while kills < 20:
-        workspace = tmp_path / f"ws-{round_number}"
-        process = start(images, workspace)
-        assert process.stdout.readline().startswith(b"encode"), "the run must have begun"
-        if kills % 2:
-            deadline = time.monotonic() + 0.2 * rng.random()
-            while process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.001)
-        else:
-            while process.poll() is None and not list(workspace.glob("latents/.tmp-*")):
-                pass
-        process.send_signal(signal.SIGKILL)
-        process.stdout.close()
-        if process.wait() == -signal.SIGKILL:
-            kills += 1
-            inside_shard_write += bool(list(workspace.glob("latents/.tmp-*")))
-        else:
-            assert process.returncode == 0
-            round_number += 1
-        if kills % 7 == 0:
-            assert start(images, workspace).wait() == 0
+        returned = run_and_kill(images, workspace, 0.2 * rng.random() if kills % 2 else None)
+        assert returned in (0, -signal.SIGKILL)
+        kills += returned == -signal.SIGKILL
+        inside_shard_write += any(workspace.glob("latents/.tmp-*"))
+        if returned == 0 or kills % 7 == 0 or kills == 20:
+            subprocess.run(command(images, workspace), stdout=subprocess.DEVNULL, check=True)
             assert content(workspace, "latents", "metadata", "stats") == expected
-            round_number += 1
-    last = tmp_path / f"ws-{round_number}"
-    assert start(images, last).wait() == 0
-    assert content(last, "latents", "metadata", "stats") == expected
+            workspace = tmp_path / f"ws-{kills}"
     assert inside_shard_write >= 1
 
 
@@ -294,7 +292,8 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "ws" / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="neither empty nor a workspace"):
         encode_images(tmp_path / "images", tmp_path / "ws", size=8)
-    assert os.listdir(tmp_path / "ws") == [".lock", "thesis.tex"] or (tmp_path / "ws" / "thesis.tex").exists()
+    assert names(tmp_path / "ws") == [".lock", "thesis.tex"]
+    assert (tmp_path / "ws" / "thesis.tex").read_text() == "precious"
 
 
 def test_two_writers_at_once(tmp_path):
@@ -341,7 +340,7 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path, monkeypatch):
         real(file, array, **keywords)
 
     monkeypatch.setattr(np, "save", full_after_two)
-    with pytest.raises(StorageError, match="the disk is full.*resumes where it stopped"):
+    with pytest.raises(StorageError, match=r"the disk is full.*resumes where it stopped"):
         encode_images(tmp_path / "images", tmp_path / "ws", **options)
     monkeypatch.undo()
     assert Workspace.open(tmp_path / "ws").manifest.count == 20

@@ -1,0 +1,2 @@
+from .gaussian import GaussianManifold as GaussianManifold
+from .moments import Moments as Moments
