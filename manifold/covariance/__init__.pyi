@@ -1,9 +1,14 @@
 from .base import CovarianceModel as CovarianceModel
 from .base import SpectralFunction as SpectralFunction
+from .blend import BlendScore as BlendScore
+from .blend import blend_with_stationary as blend_with_stationary
+from .blend import score_blends as score_blends
 from .fit import fit_covariance as fit_covariance
 from .fit import fit_lowrank as fit_lowrank
+from .fit_stationary import fit_stationary as fit_stationary
 from .full import FullCovariance as FullCovariance
 from .lowrank import LowRankCovariance as LowRankCovariance
 from .shrinkage import ledoit_wolf_intensity as ledoit_wolf_intensity
 from .shrinkage import oas_intensity as oas_intensity
+from .stationary import StationaryCovariance as StationaryCovariance
 from .storage import load as load

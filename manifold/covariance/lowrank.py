@@ -62,7 +62,7 @@ class LowRankCovariance(CovarianceModel):
         variances = _without_negative(torch.cat([eigvals.to(eigvecs), tail[None]]))
         self.mean = mean.to(eigvecs)
         self.eigvals = variances[:-1]
-        self.eigvecs = eigvecs
+        self.eigvecs = eigvecs.contiguous()  # one layout, so that a loaded model gives the same bits
         self.tail_var = variances[-1]
         self.count = count
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from manifold.errors import FormatError
 from manifold.files import load_tensors
@@ -11,10 +14,15 @@ from manifold.files import load_tensors
 from .base import CovarianceModel
 from .full import FullCovariance
 from .lowrank import LowRankCovariance
+from .stationary import StationaryCovariance
 
 __all__ = ["load"]
 
-_MODELS = {model.model: model for model in (LowRankCovariance, FullCovariance)}
+_READERS: dict[str, Callable[[Mapping[str, Tensor], Path], CovarianceModel]] = {
+    LowRankCovariance.model: LowRankCovariance.from_tensors,
+    FullCovariance.model: FullCovariance.from_tensors,
+    StationaryCovariance.model: StationaryCovariance.from_tensors,
+}
 
 
 def load(path: Path) -> tuple[CovarianceModel, dict[str, Any]]:
@@ -25,8 +33,8 @@ def load(path: Path) -> tuple[CovarianceModel, dict[str, Any]]:
     path = Path(path)
     tensors, metadata = load_tensors(path)
     name = metadata.pop("model", None)
-    if name not in _MODELS:
+    if name not in _READERS:
         raise FormatError(
-            f"{path} must hold a covariance model ({', '.join(_MODELS)}), it holds {name!r}; fit again to make it"
+            f"{path} must hold a covariance model ({', '.join(_READERS)}), it holds {name!r}; fit again to make it"
         )
-    return _MODELS[name].from_tensors(tensors, path), metadata
+    return _READERS[name](tensors, path), metadata

@@ -1,0 +1,157 @@
+"""The translation-invariant model: independent spatial frequencies, channels correlated within each.
+
+The covariance of two values depends on their channels and on the distance between their places only, with opposite
+edges taken as neighbours. The Fourier transform then block-diagonalises it: one C x C Hermitian matrix a frequency.
+Learned from a few hundred images, applied in O(d log d), and valid at any height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from manifold.errors import FormatError, NotPSDError, ShapeError
+from manifold.files import save_tensors
+
+from .base import CovarianceModel, SpectralFunction
+
+__all__ = ["StationaryCovariance", "whole_plane"]
+
+
+class StationaryCovariance(CovarianceModel):
+    """Sigma = F^H diag over frequencies (P(f)) F, F the orthonormal Fourier transform of each channel.
+
+    Arguments
+        channel_mean: (C,) mean of each channel.
+        spectrum: (H, W // 2 + 1, C, C) complex, Hermitian positive semidefinite, the half plane of the real transform.
+            Must be P(-f) = conj P(f) where both are in it.
+        width: W.
+        count: number of images the estimate rests on, where known.
+
+    Raises: ShapeError; NotPSDError if a matrix has an eigenvalue below -1e-4 of the largest.
+    """
+
+    model = "stationary"
+
+    def __init__(self, channel_mean: Tensor, spectrum: Tensor, width: int, *, count: int | None = None) -> None:
+        channels = channel_mean.numel()
+        if spectrum.ndim != 4 or tuple(spectrum.shape[1:]) != (width // 2 + 1, channels, channels):
+            raise ShapeError(
+                f"the spectrum of {channels} channels of width {width} must be (H, {width // 2 + 1}, {channels}, "
+                f"{channels}), it is {tuple(spectrum.shape)}"
+            )
+        self.shape = (channels, spectrum.shape[0], width)
+        self.spectrum = spectrum
+        self.channel_mean = channel_mean
+        self.count = count
+        self.mean = channel_mean.repeat_interleave(self.shape[1] * width)
+        values, self._basis = torch.linalg.eigh(spectrum)  # (H, W', C), (H, W', C, C)
+        lowest, largest = float(values.min()), float(values.max())
+        if lowest < -1e-4 * largest:
+            raise NotPSDError(
+                f"a cross-spectrum must be positive semidefinite, its lowest eigenvalue is {lowest:.3g} beside a "
+                f"largest of {largest:.3g}; estimate it again from the images"
+            )
+        self._variances = values.clamp_min(0).permute(2, 0, 1).reshape(-1)  # (C H W')
+        self.eigvals = self._variances.repeat_interleave(self._multiplicity()).sort(descending=True).values
+
+    def _multiplicity(self) -> Tensor:
+        """How many of the d eigenvalues each stored one stands for: 2 where -f lies outside the half plane."""
+        channels, height, width = self.shape
+        twice = torch.full((width // 2 + 1,), 2, device=self.spectrum.device)
+        twice[0] = 1
+        if width % 2 == 0:
+            twice[-1] = 1
+        return twice.expand(channels, height, -1).reshape(-1)
+
+    def apply(self, f: SpectralFunction, y: Tensor) -> Tensor:
+        """Transform, filter every frequency, transform back; see `CovarianceModel.apply`.
+
+        Cost: O(n d (log d + C)), exact.
+        """
+        channels, height, width = self.shape
+        waves = torch.fft.rfft2(y.reshape(-1, channels, height, width), norm="ortho")
+        waves = torch.einsum("hwcm,nchw->nmhw", self._basis.conj(), waves)
+        gains = f(self._variances)
+        gains = gains.reshape(*gains.shape[:-1], channels, height, width // 2 + 1)
+        filtered = torch.einsum("hwcm,...mhw->...chw", self._basis, gains * waves)
+        return torch.fft.irfft2(filtered, s=(height, width), norm="ortho").flatten(-3)
+
+    def trace(self, f: SpectralFunction) -> Tensor:
+        """Sum of f over all d eigenvalues, shape (...)."""
+        return (f(self._variances) * self._multiplicity().to(self._variances)).sum(-1)
+
+    def power(self) -> Tensor:
+        """Variance of each channel at each spatial frequency, (C, H, W // 2 + 1)."""
+        return self.spectrum.diagonal(dim1=-2, dim2=-1).real.permute(2, 0, 1)
+
+    def resized(self, height: int, width: int) -> StationaryCovariance:
+        """The same statistics for images of another size, the spectrum interpolated linearly between frequencies.
+
+        Density at a frequency in cycles a pixel does not depend on the size of the image, so nothing else changes.
+        Interpolation keeps every matrix Hermitian and positive semidefinite.
+
+        Raises: ShapeError if a size is not positive.
+        """
+        if height < 1 or width < 1:
+            raise ShapeError(f"height and width must be positive, they are {height} and {width}")
+        whole = whole_plane(self.spectrum, self.shape[2])
+        rows = _between(self.shape[1], height, whole)
+        columns = _between(self.shape[2], width, whole)[: width // 2 + 1]
+        spectrum = torch.einsum("hy,yxij->hxij", rows, whole)
+        spectrum = torch.einsum("wx,hxij->hwij", columns, spectrum)
+        return StationaryCovariance(self.channel_mean, spectrum, width, count=self.count)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same model on another device or in another floating-point type; shared where nothing changes."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        for name in ("mean", "channel_mean", "eigvals", "_variances"):
+            setattr(other, name, getattr(self, name).to(device=device, dtype=dtype))
+        complex_type = None if dtype is None else torch.complex128 if dtype == torch.float64 else torch.complex64
+        for name in ("spectrum", "_basis"):
+            setattr(other, name, getattr(self, name).to(device=device, dtype=complex_type))
+        return other
+
+    def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Write mean, the cross-spectrum (real and imaginary part last) and count, and `metadata` as JSON."""
+        tensors = {
+            "mean": self.channel_mean,
+            "spectrum": torch.view_as_real(self.spectrum.resolve_conj()),
+            "width": torch.tensor(self.shape[2]),
+        }
+        if self.count is not None:
+            tensors["count"] = torch.tensor(self.count)
+        save_tensors(Path(path), tensors, {**metadata, "model": self.model})
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], path: Path) -> StationaryCovariance:
+        """Build the model from what `save` wrote. Raises: FormatError naming the file if a tensor is missing."""
+        missing = {"mean", "spectrum", "width"} - set(tensors)
+        if missing:
+            raise FormatError(f"{path} must hold {', '.join(sorted(missing))} and does not; fit again to make it")
+        count = int(tensors["count"]) if "count" in tensors else None
+        spectrum = torch.view_as_complex(tensors["spectrum"])
+        return cls(tensors["mean"], spectrum, int(tensors["width"]), count=count)
+
+
+def whole_plane(half: Tensor, width: int) -> Tensor:
+    """All frequencies (H, W, ...) from the half plane, by P(-f) = conj P(f)."""
+    height = half.shape[0]
+    mirrored = half[(-torch.arange(height)) % height][:, 1 : (width + 1) // 2].flip(1).conj()
+    return torch.cat([half, mirrored], dim=1)
+
+
+def _between(old: int, new: int, like: Tensor) -> Tensor:
+    """Weights (new, old) that interpolate linearly on the circle of `old` frequencies at `new` frequencies."""
+    place = torch.arange(new, dtype=torch.float64) * old / new
+    below = place.floor().long()
+    share = place - below
+    weights = torch.zeros(new, old, dtype=torch.float64)
+    weights[torch.arange(new), below % old] += 1 - share
+    weights[torch.arange(new), (below + 1) % old] += share
+    return weights.to(like)
