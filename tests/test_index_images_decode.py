@@ -52,7 +52,7 @@ def resampled(array: np.ndarray, size: int, crop: str) -> np.ndarray:
     else:
         box = (0, height, 0, width)
     rows, columns = lanczos(height, *box[:2], size), lanczos(width, *box[2:], size)
-    return np.clip(np.einsum("yh,hwc,xw->yxc", rows, array.astype(np.float64), columns), 0, 255)
+    return np.clip(np.einsum("yh,hwc,xw->yxc", rows, array.astype(np.float64), columns, optimize=True), 0, 255)
 
 
 def pixels(data: bytes, size: int, crop: str = "center") -> np.ndarray:
@@ -92,15 +92,18 @@ def test_broken_exif_is_taken_as_upright(exif: bytes) -> None:
 
 
 @pytest.mark.parametrize("crop", ["center", "squash"])
-@pytest.mark.parametrize(("height", "width", "size"), [(40, 56, 32), (90, 61, 17), (200, 33, 32), (12, 9, 32), (7, 300, 7)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(40, 56, 32), (90, 61, 17), (200, 33, 32), (12, 9, 32), (7, 300, 7)]
+)
 def test_resampling_is_the_formula(crop: str, height: int, width: int, size: int) -> None:
     array = picture(height, width)
     image = decode_image(encoded(array), size, crop)
     assert image.pixels.shape == (size, size, 3)
     assert image.pixels.dtype == np.uint8
     assert (image.width, image.height) == (width, height)
-    # Pillow rounds to 8 bits between its two passes and its weights to 22 bits.
-    assert abs(image.pixels - resampled(array, size, crop)).max() <= 1.01
+    # Pillow rounds to 8 bits after each of its two passes: half a level, and half a level times the second weights.
+    spread = max(abs(lanczos(length, 0, length, size)).sum(1).max() for length in (height, width, min(height, width)))
+    assert abs(image.pixels - resampled(array, size, crop)).max() <= 0.5 + 0.5 * spread + 0.01
 
 
 def test_reduction_is_antialiased() -> None:
@@ -251,13 +254,13 @@ def test_first_frame_of_an_animation(kind: str, options: dict[str, bool]) -> Non
 
 @pytest.mark.parametrize(
     ("kind", "sniffed", "error"),
-    [("JPEG", "JPEG", 12), ("MPO", "JPEG", 12), ("AVIF", "AVIF", 16), ("JPEG2000", "JPEG2000", 0), ("QOI", "QOI", 0),
-     ("BMP", "BMP", 0), ("DIB", None, 0), ("PPM", "PPM", 0), ("WEBP", "WEBP", 40)],
+    [("JPEG", "JPEG", 5), ("MPO", "JPEG", 5), ("AVIF", "AVIF", 5), ("WEBP", "WEBP", 8), ("JPEG2000", "JPEG2000", 0),
+     ("QOI", "QOI", 0), ("BMP", "BMP", 0), ("DIB", None, 0), ("PPM", "PPM", 0)],
 )  # fmt: skip
 def test_formats(kind: str, sniffed: str | None, error: int) -> None:
     array = picture(32, 32)
     data = encoded(array, kind, **({"quality": 95} if error else {}))
-    assert abs(pixels(data, 32).astype(int) - array).max() <= error
+    assert abs(pixels(data, 32).astype(int) - array).mean() <= error
     assert sniff(data[:32]) == sniffed
 
 
@@ -363,14 +366,14 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 def test_any_damage_gives_pixels_or_a_rejection(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     whole, rng = sample_files()[name], random.Random(zlib.crc32(name.encode()))
     assert pixels(whole, 16).shape == (16, 16, 3)
-    rejected = 0
+    reasons: list[str] = []
     for _ in range(150):
         try:
             assert decode_image(mutated(whole, rng), 16).pixels.shape == (16, 16, 3)
         except RejectedImage as rejection:
-            assert rejection.reason in REASONS
-            rejected += 1
-    assert rejected > 30
+            reasons.append(rejection.reason)
+    assert set(reasons) <= set(REASONS)
+    assert len(reasons) > 30
     assert capfd.readouterr() == ("", "")
 
 

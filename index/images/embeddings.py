@@ -1,9 +1,9 @@
 """Embeddings made elsewhere: .npy files of shape (rows, d), with or without parquet metadata.
 
 clip-retrieval writes `img_emb/img_emb_0.npy` ... and `metadata/metadata_0.parquet` ... with equal row counts; any
-folder of 2-D .npy files is read too, without metadata or with `metadata/` in the folder. Files are taken in the order of
-the numbers in their names, `_2` before `_10`. The width, type and finiteness of the numbers are checked, since a search
-over wrong ones would look sound.
+folder of 2-D .npy files is read too, without metadata or with `metadata/` in the folder. Files are taken in the order
+of the numbers in their names, `_2` before `_10`. The width, type and finiteness of the numbers are checked, since a
+search over wrong ones would look sound.
 """
 
 from __future__ import annotations

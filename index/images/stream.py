@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, get_args
+from typing import Self, cast, get_args
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class Rejected:
 def decode_stream(
     source: ImageSource,
     size: int,
-    crop: Crop = "center",
+    crop: str = "center",
     *,
     start: int = 0,
     workers: int = 1,
@@ -112,7 +112,8 @@ def decode_stream(
         raise InputError(f"crop must be one of {', '.join(get_args(Crop))}, got {crop!r}")
     most = max(1, min(batch, CHUNK_IMAGES, CHUNK_BYTES // (3 * size * size)))
     chunks = _chunks(source, start, most)
-    return _in_processes(chunks, size, crop, workers) if workers else _in_this_process(chunks, size, crop)
+    how = cast(Crop, crop)
+    return _in_processes(chunks, size, how, workers) if workers else _in_this_process(chunks, size, how)
 
 
 @dataclass(frozen=True, slots=True)
