@@ -127,7 +127,7 @@ def _statistics_problems(workspace: Workspace, path: Path) -> list[str]:
     found = [f"{name}: {key} is not finite" for key, tensor in tensors.items() if not tensor.isfinite().all()]
     if tensors["mean"].numel() != workspace.latents.d:
         found.append(f"{name} has {tensors['mean'].numel()} dimensions, the latents have {workspace.latents.d}")
-    count = int(tensors["count"])
+    count = int(tensors["count"]) + len(tensors.get("waiting", ()))
     if count != len(workspace.latents):
         found.append(f"{name} was made from {count:,} rows, the workspace has {len(workspace.latents):,}; fit again")
     return found
