@@ -1,0 +1,108 @@
+"""Statistics of a workspace equal NumPy's, resume where they stopped, and refuse what they cannot use."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_workspace
+
+from index.fit import fit_workspace
+from index.latents import LatentStore, latents_file
+from index.verify import verify_workspace
+from index.workspace import Workspace
+from manifold.errors import InputError, ManifoldWarning, NonFiniteError
+from manifold.gaussian import GaussianManifold
+from manifold.moments import Moments
+
+
+@pytest.fixture
+def latents(rng):
+    mixing = rng.standard_normal((12, 12))
+    return (rng.standard_normal((300, 12)) @ mixing + 5).astype(np.float16)
+
+
+@pytest.fixture
+def root(tmp_path, latents):
+    return make_workspace(tmp_path / "ws", latents, shape=(3, 2, 2), shard_rows=90).root
+
+
+def test_equals_numpy(root, latents):
+    fitted = fit_workspace(root, precision="exact")
+    double = latents.astype(np.float64)
+    eigvals = np.linalg.eigvalsh(np.cov(double.T))[::-1]
+    np.testing.assert_allclose(fitted.mean, double.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(fitted.eigvals, eigvals, rtol=1e-5)
+    assert fitted.shape == (3, 2, 2)
+    assert fitted.count == 300
+
+
+def test_saved_equals_returned(root):
+    fitted = fit_workspace(root, rank=5)
+    loaded = GaussianManifold.load(Workspace.open(root).stats_path)
+    assert torch.equal(loaded.eigvecs, fitted.eigvecs)
+    assert (loaded.k, loaded.tail_var, loaded.shape, loaded.count) == (5, fitted.tail_var, (3, 2, 2), 300)
+    assert "pixels" in loaded.metadata["encoder"]
+
+
+def test_a_second_fit_reads_no_latents(root, monkeypatch):
+    first = fit_workspace(root)
+
+    def refuse(self, *arguments):
+        raise AssertionError("latents were read again")
+
+    monkeypatch.setattr(LatentStore, "batches", refuse)
+    assert torch.equal(fit_workspace(root).eigvals, first.eigvals)
+
+
+def test_a_stopped_fit_resumes_to_the_same_bytes(root, tmp_path, latents, monkeypatch):
+    import index.fit
+
+    whole = make_workspace(tmp_path / "whole", latents, shape=(3, 2, 2), shard_rows=90).root
+    fit_workspace(whole)
+    monkeypatch.setattr(index.fit, "_SAVE_EVERY_S", 0.0)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done > 200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_workspace(root, progress=stop)
+    moments, _ = Moments.load(root / "stats" / "moments.safetensors")
+    assert moments.count == 180, "two shards of ninety were saved"
+    fit_workspace(root)
+    for name in ("moments.safetensors", "stats.safetensors"):
+        assert (root / "stats" / name).read_bytes() == (whole / "stats" / name).read_bytes()
+
+
+def test_damaged_moments_are_computed_again_with_a_warning(root):
+    first = fit_workspace(root)
+    path = root / "stats" / "moments.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(ManifoldWarning, match="computed again from the latents"):
+        again = fit_workspace(root)
+    assert torch.equal(again.eigvals, first.eigvals)
+    assert verify_workspace(root).whole
+
+
+def test_nan_in_latents_is_refused_with_the_row_named(root):
+    path = latents_file(root, 2)
+    array = np.load(path)
+    array[15, 3] = np.nan
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(NonFiniteError, match="row 195 of the stream"):
+        fit_workspace(root)
+
+
+@pytest.mark.parametrize("rank", [0, 13])
+def test_rank_out_of_range(root, rank):
+    with pytest.raises(InputError, match=f"between 1 and d = 12, it is {rank}"):
+        fit_workspace(root, rank=rank)
+
+
+def test_an_unfinished_workspace_is_refused(root):
+    Workspace.open(root).commit(complete=False, next_input=120)
+    with pytest.raises(InputError, match="is incomplete: 120 of 300 inputs are encoded"):
+        fit_workspace(root)
