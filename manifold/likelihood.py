@@ -12,38 +12,26 @@ import torch
 from torch import Tensor
 
 from .covariance import CovarianceModel, LowRankCovariance
+from .gaussian import GaussianManifold
 from .rows import RowStore, as_rows
 
-__all__ = ["EigenScore", "log_likelihood", "mean_log_likelihood"]
+__all__ = ["EigenScore", "mean_log_likelihood"]
 
 _BATCH_VALUES = 2**23
 
 
-def log_likelihood(model: CovarianceModel, rows: Tensor) -> Tensor:
-    """Log-density of each row under N(mean, Sigma), in nats.
-
-    Arguments
-        model: mean and covariance.
-        rows: (n, d), of the model's type and device.
-
-    Returns: (n,); minus infinity for all if the model has a direction without variance.
-
-    Cost: one `apply` of the model.
-    """
-    log_det = model.log_det()
-    if not bool(log_det.isfinite()):
-        return torch.full((len(rows),), -math.inf, dtype=rows.dtype, device=rows.device)
-    white = model.apply(torch.rsqrt, rows - model.mean)
-    return -0.5 * (white.square().sum(1) + log_det + model.d * math.log(2 * math.pi))
-
-
 def mean_log_likelihood(model: CovarianceModel, store: RowStore) -> float:
-    """Average of `log_likelihood` over the rows of a store, in nats a row, with the model in float64."""
-    wide = model.to(dtype=torch.float64)
+    """Average of log p over the rows of a store, in nats a row, with the model in float64.
+
+    Raises: InputError if the model has a direction without variance; ShapeError.
+
+    Cost: one `apply` of the model for all rows.
+    """
+    wide = GaussianManifold(model.to(dtype=torch.float64))
     total = 0.0
     for batch in store.batches(max(1, _BATCH_VALUES // store.d)):
         rows = as_rows(batch, store.d).to(wide.mean.device).double()
-        total += float(log_likelihood(wide, rows).sum())
+        total += float(wide.log_prob(rows).sum())
     return total / len(store)
 
 

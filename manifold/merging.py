@@ -1,0 +1,50 @@
+"""Join the moments of several collections into those of their union, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import InputError, MismatchError
+from .moments import Moments
+
+__all__ = ["merge_moments"]
+
+
+def merge_moments(paths: Sequence[str | Path], *, same: Sequence[str] = ("encoder",)) -> tuple[Moments, dict[str, str]]:
+    """Load moments files and merge them.
+
+    Arguments
+        paths: two or more files that `Moments.save` wrote.
+        same: metadata that must be equal in all files that have it, such as the encoder.
+
+    Returns: the merged moments, of the coarsest precision among them, and the metadata that all files share.
+
+    Raises: InputError if fewer than two files or the same file twice are given; FileNotFoundError; FormatError;
+        MismatchError if the rows differ in length or the files disagree on what must be the same.
+
+    Cost: O(d^2) a file; two matrices in memory.
+    """
+    files = [Path(path) for path in paths]
+    if len(files) < 2:
+        raise InputError(f"merging needs at least two files of moments, {len(files)} came")
+    if len({file.resolve() for file in files}) < len(files):
+        raise InputError("a collection must not be merged with itself, its rows would count twice; name each file once")
+    merged, shared = Moments.load(files[0])
+    for file in files[1:]:
+        other, metadata = Moments.load(file)
+        for key in same:
+            if key in shared and key in metadata and shared[key] != metadata[key]:
+                raise MismatchError(
+                    f"{files[0]} and {file} must have the same {key}, they have {shared[key]!r} and "
+                    f"{metadata[key]!r}; merge only statistics of one {key}"
+                )
+        if other.d != merged.d:
+            raise MismatchError(
+                f"{files[0]} is of rows of {merged.d} values, {file} of {other.d}; merge only one kind of latent"
+            )
+        merged.merge(other)
+        if other.precision == "fast":
+            merged.precision = "fast"
+        shared = {key: value for key, value in shared.items() if metadata.get(key) == value}
+    return merged, shared

@@ -1,0 +1,160 @@
+"""How far an estimate can be trusted: the same statistics from two halves of the data, and from less and less of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .covariance import LowRankCovariance, fit_covariance, fit_lowrank
+from .errors import InputError
+from .moments import Moments
+from .rows import RowStore, RowSubset
+from .spectrum import effective_rank, participation_ratio, power_law
+
+__all__ = ["Convergence", "SplitHalf", "convergence", "split_half", "subspace_overlap"]
+
+_DENSE_LIMIT = 4096
+
+
+def subspace_overlap(first: Tensor, second: Tensor) -> Tensor:
+    """Overlap of the leading j directions of two orthonormal bases, for every j.
+
+        |A_j^T B_j|_F^2 / j: 1 if they span the same space, j / d on average if they have nothing to do with each other
+
+    Arguments
+        first, second: (d, k) columns.
+
+    Returns: (k,) float64.
+    """
+    square = (first.T @ second).double().square()
+    corner = square.cumsum(0).cumsum(1).diagonal()
+    return corner / torch.arange(1, len(corner) + 1, dtype=torch.float64, device=corner.device)
+
+
+@dataclass(frozen=True)
+class SplitHalf:
+    """How well two halves of the data agree on the leading directions.
+
+    Attributes
+        overlap: (k,) subspace overlap of the leading 1, 2, ..., k directions.
+        chance: (k,) overlap of unrelated subspaces, j / d.
+        threshold: agreement, (overlap - chance) / (1 - chance), that counts as such.
+        reproducible: largest number of leading directions with at least that agreement; 0 if there is none.
+        rows: rows in each half. The estimate from all rows is better than either half.
+    """
+
+    overlap: Tensor
+    chance: Tensor
+    threshold: float
+    reproducible: int
+    rows: int
+
+
+def split_half(
+    store: RowStore, rank: int = 1024, *, threshold: float = 0.9, device: torch.device | str = "cpu"
+) -> SplitHalf:
+    """Compare the leading directions of the even rows with those of the odd rows.
+
+    Arguments
+        store: at least 4 rows.
+        rank: how many directions to compare, at most; fewer if a half has no more.
+        threshold: agreement beyond chance that counts as such, in (0, 1).
+        device: where the work is done.
+
+    Raises: InputError if there are too few rows or the threshold is not in (0, 1).
+
+    Cost: one pass and two eigendecompositions up to d = 4096; above, up to ten passes over each half.
+    """
+    if len(store) < 4:
+        raise InputError(f"two halves need at least 4 rows, there are {len(store)}")
+    if not 0.0 < threshold < 1.0:
+        raise InputError(f"the threshold of agreement must lie between 0 and 1, it is {threshold}")
+    rows = len(store) // 2
+    k = min(rank, store.d, rows - 1)
+    first, second = (_leading(RowSubset(store, 2, [half]), k, device) for half in (0, 1))
+    overlap = subspace_overlap(first.eigvecs, second.eigvecs).cpu()
+    chance = torch.arange(1, len(overlap) + 1, dtype=torch.float64) / store.d
+    agreement = (overlap - chance) / (1 - chance)
+    if k == store.d:  # all of space is all of space: whoever agrees on the others agrees on the last
+        agreement[-1] = agreement[-2] if k > 1 else 1.0
+    agreed = (agreement >= threshold).nonzero()
+    return SplitHalf(overlap, chance, threshold, int(agreed[-1, 0]) + 1 if len(agreed) else 0, rows)
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """The summary of a spectrum from the first part of the evidence, every m-th row.
+
+    Attributes
+        count: rows used.
+        trace, largest: total variance and largest eigenvalue.
+        participation_ratio, effective_rank: see `manifold.spectrum`.
+        exponent: of the power law over the ranks asked for; None if that few rows do not reach them.
+        overlap: subspace overlap of the leading directions with those from all rows.
+    """
+
+    count: int
+    trace: float
+    largest: float
+    participation_ratio: float
+    effective_rank: float
+    exponent: float | None
+    overlap: float
+
+
+def convergence(
+    store: RowStore,
+    rank: int = 256,
+    *,
+    first: int = 10,
+    last: int = 100,
+    modulus: Sequence[int] = (16, 8, 4, 2, 1),
+    device: torch.device | str = "cpu",
+) -> tuple[Convergence, ...]:
+    """The spectrum's summary from 1/16, 1/8, 1/4, 1/2 and all of the rows.
+
+    Arguments
+        store: the rows.
+        rank: directions whose overlap with those of all rows is reported, at most.
+        first, last: ranks of the power law.
+        modulus: every how many-th row to use; 1 must be among them.
+        device: where the work is done.
+
+    Raises: InputError if `modulus` lacks 1.
+
+    Cost: two passes in all and an eigendecomposition for each entry up to d = 4096.
+    """
+    if 1 not in modulus:
+        raise InputError("convergence compares with the estimate from all rows; include 1 in modulus")
+    parts = {one: RowSubset(store, one, [0]) for one in sorted(set(modulus)) if len(store) // one >= 4}
+    whole = _leading(parts[1], None, device)
+    points = []
+    for one, part in parts.items():
+        model = whole if one == 1 else _leading(part, None, device)
+        k = min(rank, model.k, len(part) - 1, whole.k)
+        usable = last <= min(model.k, len(part) - 1) and float(model.eigvals[last - 1]) > 0
+        points.append(
+            Convergence(
+                count=len(part),
+                trace=float(model.trace(lambda variance: variance)),
+                largest=float(model.eigvals[0]),
+                participation_ratio=participation_ratio(model),
+                effective_rank=effective_rank(model),
+                exponent=power_law(model.eigvals, first, last).exponent if usable else None,
+                overlap=float(subspace_overlap(model.eigvecs[:, :k], whole.eigvecs[:, :k])[-1]),
+            )
+        )
+    return tuple(reversed(points))
+
+
+def _leading(store: RowStore, k: int | None, device: torch.device | str) -> LowRankCovariance:
+    """The leading k eigenpairs, or all where a dense covariance fits and 256 where it does not."""
+    if store.d > _DENSE_LIMIT:
+        return fit_lowrank(store, min(k or 256, store.d), device=device)
+    moments = Moments(store.d, device=device)
+    for batch in store.batches(2048):
+        moments.update(batch)
+    return fit_covariance(moments) if k is None else fit_covariance(moments, "lowrank", k)
