@@ -139,10 +139,13 @@ def test_fingerprint_is_independent_of_the_place(tmp_path: Path) -> None:
     assert open_images(path).fingerprint() != open_images(write(tmp_path / "x.parquet", rows=4)).fingerprint()
 
 
-def test_one_row_group_of_many_images_is_not_held_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_one_row_group_of_many_images_is_not_held_whole(tmp_path: Path, dictionary: bool) -> None:
     data = np.random.default_rng(0).integers(0, 256, (256, 2**18), dtype=np.uint8)
     table = pa.table({"image": [row.tobytes() for row in data]})
-    pq.write_table(table, tmp_path / "large.parquet", row_group_size=256, compression="none", use_dictionary=False)
+    # Pages are closed at a MiB, but only after every `write_batch_size` rows.
+    layout = {"row_group_size": 256, "write_batch_size": 4, "compression": "none", "use_dictionary": dictionary}
+    pq.write_table(table, tmp_path / "large.parquet", **layout)
     del table
     before = pa.total_allocated_bytes()
     source = ParquetSource("large", tmp_path, [tmp_path / "large.parquet"])

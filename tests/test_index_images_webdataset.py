@@ -122,7 +122,7 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
 def test_compressed_shards_are_refused_with_the_remedy(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tar", {"0.png": PNG})
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(InputError, match=r"x.tar.gz is compressed .*unpack it first with gunzip"):
+    with pytest.raises(InputError, match=r"x.tar.gz is compressed.*unpack it first with gunzip"):
         open_images(tmp_path / "x.tar.gz")
     path.write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(FormatError, match=r"x.tar is cut off, damaged or compressed"):
@@ -139,5 +139,5 @@ def test_a_shard_that_shrinks_after_opening_gives_rejects(tmp_path: Path) -> Non
 
 def test_shards_without_images(tmp_path: Path) -> None:
     write(tmp_path / "x.tar", {"0.txt": b"text"})
-    with pytest.raises(InputError, match="x.tar holds no images"):
+    with pytest.raises(InputError, match="holds no images"):
         open_images(tmp_path / "x.tar")

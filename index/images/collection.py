@@ -54,6 +54,13 @@ def open_images(path: str | Path, *, image_column: str | None = None) -> ImageSo
 
 def open_collection(path: str | Path, *, image_column: str | None = None) -> ImageSource | EmbeddingSource:
     """Open a collection of images, or of embeddings made elsewhere. Arguments and errors as in `open_images`."""
+    opened = _open(path, image_column)
+    if len(opened) == 0:
+        raise InputError(f"{path} holds no images; give {_READABLE}")
+    return opened
+
+
+def _open(path: str | Path, image_column: str | None) -> ImageSource | EmbeddingSource:
     text = str(path)
     place = Path(path)
     if "://" in text:

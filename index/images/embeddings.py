@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from manifold.errors import FormatError, InputError, MismatchError, NonFiniteError
 
@@ -99,10 +100,10 @@ class EmbeddingSource:
             values = table.column(name).slice(low, high - low).to_pylist()
             return [value if isinstance(value, kind) and not isinstance(value, bool) else None for value in values]
 
-        paths, keys = column(_PATH_NAMES, str), column(_KEY_NAMES, str)
+        paths, keys = column(_PATH_NAMES, str), column(_KEY_NAMES, object)
         return {
             "image_path": [path_ or portable(f"{path.name}#{low + i}") for i, path_ in enumerate(paths)],
-            "key": [key or str(first + low + i) for i, key in enumerate(keys)],
+            "key": [str(first + low + i) if key is None else str(key) for i, key in enumerate(keys)],
             "width": column(("original_width", "width"), int),
             "height": column(("original_height", "height"), int),
             "status": ["success"] * (high - low),
@@ -114,24 +115,26 @@ class EmbeddingSource:
 def _shape(path: Path) -> tuple[int, int]:
     """Rows and width of a .npy file, checked."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = open_memmap(path, mode="r")
     except (ValueError, EOFError, OSError) as error:
-        if "allow_pickle" in str(error) or "Python objects" in str(error):
+        if "Python objects" in str(error):
             raise FormatError(f"{path} holds Python objects, which could run code; save it as plain numbers") from None
         raise FormatError(f"{path} is damaged or not a .npy file ({error}); make it again or take it out") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2:
-        shape = getattr(array, "shape", "several arrays")
-        raise FormatError(f"{path} must hold a 2-D array (rows, width), it holds {shape}; reshape it or take it out")
+    if array.ndim != 2:
+        raise FormatError(
+            f"{path} must hold a 2-D array (rows, width), it holds {array.shape}; reshape it or take it out"
+        )
     if array.shape[1] == 0:
         raise FormatError(f"{path} has rows of no numbers; make it again or take it out")
     if array.dtype.kind != "f":
         raise FormatError(f"{path} must hold floats, it holds {array.dtype}; convert it or take it out")
-    return array.shape
+    rows, width = array.shape
+    return rows, width
 
 
 def _read_rows(path: Path, low: int, high: int) -> np.ndarray:
     # Mapped anew for each portion, so that the pages read do not stay in this process.
-    rows = np.array(np.load(path, mmap_mode="r", allow_pickle=False)[low:high])
+    rows = np.array(open_memmap(path, mode="r")[low:high])
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise NonFiniteError(

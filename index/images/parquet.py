@@ -1,8 +1,8 @@
 """Parquet files with the bytes of the images inside, in the layout of Hugging Face datasets.
 
 The image column is a struct {bytes, path} or plain binary. Also read, where present: `label` (integers), a text column
-(`caption`, `text`, ...), and `key`. Rows are read a few at a time, so memory depends on the size of an image, not of a
-file.
+(`caption`, `text`, ...), and `key`. Rows are read a few at a time, so memory depends on the size of a data page (what
+the writer compressed in one piece), not of a file.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class ParquetSource:
 
     Raises: InputError (no usable column); FormatError (a file is damaged, or its columns differ from the first one's).
 
-    Cost: the footers are read when opened; about `READ_BYTES` of rows in memory at a time.
+    Cost: the footers are read when opened; a data page and about `READ_BYTES` of rows in memory at a time.
     """
 
     def __init__(self, name: str, root: Path, files: Sequence[Path], image_column: str | None = None) -> None:
@@ -222,6 +222,7 @@ def _open(path: Path) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path, buffer_size=2**20)
+        # Without both settings pyarrow holds a whole row group, which may be the whole file.
+        return pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise FormatError(f"{path} is not a readable parquet file ({error}); restore it or take it out") from error
