@@ -1,4 +1,4 @@
-"""Writing shards: rows are gathered in memory, a full shard is hashed, written and committed in a background thread.
+"""Writing shards: rows go to a growing temporary file, a full shard is committed in a background thread.
 
 The order of a commit is latents, metadata, rejects, manifest, each atomic. The manifest names the shards that count, so a
 process killed anywhere leaves either the state before the commit or the state after it.
@@ -6,15 +6,18 @@ process killed anywhere leaves either the state before the commit or the state a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from manifold.errors import NonFiniteError
-from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file
+from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file, storage_errors
 
 from .latents import Shard, latents_file, metadata_file
 from .workspace import Workspace
@@ -68,22 +71,64 @@ def remove_uncommitted(workspace: Workspace) -> None:
             path.unlink()
 
 
+class _GrowingShard:
+    """A latents file under its temporary name, which rows are appended to until it is finished.
+
+    Memory: none to speak of; rows go straight to the file.
+    """
+
+    def __init__(self, path: Path, d: int) -> None:
+        self.path = path
+        self.records: list[Mapping[str, Any]] = []
+        self._d = d
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(path))
+            self._file = stack.enter_context(temporary.open("wb"))
+            self._file.write(self._header())
+            self._stack = stack.pop_all()
+
+    def append(self, rows: np.ndarray, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows (m, d) float16 with their metadata. Raises: StorageError."""
+        with storage_errors(self.path):
+            self._file.write(np.ascontiguousarray(rows).data)
+        self.records.extend(records)
+
+    def finish(self) -> None:
+        """Write the final row count and rename the file into place. Raises: StorageError."""
+        with self._stack:
+            self._file.seek(0)
+            self._file.write(self._header())
+
+    def discard(self) -> None:
+        """Remove the temporary file."""
+        self._stack.__exit__(_Discarded, _Discarded(), None)
+
+    def _header(self) -> bytes:
+        """The .npy header; NumPy pads it so that its length does not depend on the number of rows."""
+        header = io.BytesIO()
+        facts = {"descr": "<f2", "fortran_order": False, "shape": (len(self.records), self._d)}
+        np.lib.format.write_array_header_1_0(header, facts)
+        return header.getvalue()
+
+
+class _Discarded(Exception):
+    """Tells the atomic write to drop its file."""
+
+
 class ShardWriter:
-    """Gathers rows and rejects, and commits a shard whenever `shard_rows` rows are complete.
+    """Writes rows and rejects, and commits a shard whenever `shard_rows` rows are complete.
 
     Use as a context manager. Leaving it after an error waits for the commit under way and drops the unfinished shard.
-    Memory: two shards, one being filled while the other is written.
+    Memory: the metadata of two shards, one growing while the other is committed.
     """
 
     def __init__(self, workspace: Workspace) -> None:
-        recipe = workspace.manifest.recipe
+        manifest = workspace.manifest
         self._workspace = workspace
-        self._shard_rows = recipe.shard_rows
-        self._d = recipe.encoder.d
-        self._latents = np.empty((self._shard_rows, self._d), dtype=np.float16)
-        self._records: list[Mapping[str, Any]] = []
-        resumed = workspace.manifest.next_input
-        self._rejects = [reject for reject in read_rejects(workspace) if reject["input"] < resumed]
+        self._shard_rows = manifest.recipe.shard_rows
+        self._number = len(manifest.shards)
+        self._growing: _GrowingShard | None = None
+        self._rejects = [reject for reject in read_rejects(workspace) if reject["input"] < manifest.next_input]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shard-writer")
         self._commit: Future[None] | None = None
 
@@ -98,11 +143,13 @@ class ShardWriter:
                 self._wait()
         finally:
             self._thread.shutdown(wait=True)
+            if self._growing is not None:
+                self._growing.discard()
 
     @property
     def free_rows(self) -> int:
         """Rows until the shard under way is full: a batch for the encoder must not be larger."""
-        return self._shard_rows - len(self._records)
+        return self._shard_rows - (len(self._growing.records) if self._growing else 0)
 
     @property
     def rejects(self) -> list[dict[str, Any]]:
@@ -113,23 +160,23 @@ class ShardWriter:
         """Note an input that is not used: input, image_path, key, reason."""
         self._rejects.append(record)
 
-    def append(self, latents: np.ndarray, records: Iterable[Mapping[str, Any]], next_input: int) -> None:
-        """Add rows (m, d) with their metadata; `next_input` is the input at which a run continues after the last of them.
+    def append(self, latents: np.ndarray, records: Sequence[Mapping[str, Any]], next_input: int) -> None:
+        """Add rows (m, d) with their metadata; a run continues at input `next_input` after the last of them.
 
-        Raises: NonFiniteError if a latent is not finite in float16; whatever an earlier commit raised.
+        Raises: NonFiniteError if a latent is not finite in float16; StorageError; whatever an earlier commit raised.
         """
-        begin = len(self._records)
-        rows = self._latents[begin : begin + len(latents)]
         with np.errstate(over="ignore"):
-            rows[:] = latents
-        self._records.extend(records)
+            rows = latents.astype(np.float16, copy=False)
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
-            bad = int(np.argmin(finite))
             raise NonFiniteError(
-                f"the latent of {self._records[begin + bad]['image_path']} has NaN or infinity in float16; "
+                f"the latent of {records[int(np.argmin(finite))]['image_path']} has NaN or infinity in float16; "
                 "encode with --dtype float32, or remove that image"
             )
+        if self._growing is None:
+            path = latents_file(self._workspace.root, self._number)
+            self._growing = _GrowingShard(path, self._workspace.manifest.recipe.encoder.d)
+        self._growing.append(rows, records)
         if not self.free_rows:
             self._start_commit(next_input, complete=False)
 
@@ -140,19 +187,15 @@ class ShardWriter:
 
     def save_rejects(self) -> None:
         """Write the list of rejects as it stands, also where a run stops because of them."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         self._wait()
-        with atomic_path(self._workspace.rejects_path) as path:
-            pq.write_table(pa.Table.from_pylist(self._rejects, schema=_reject_schema()), path)
+        self._write_rejects(self._rejects)
 
     def _start_commit(self, next_input: int, *, complete: bool) -> None:
         self._wait()
+        shard, self._growing = self._growing, None
         rejects = [reject for reject in self._rejects if reject["input"] < next_input]
-        latents = self._latents[: len(self._records)]
-        self._commit = self._thread.submit(self._write, latents, self._records, rejects, next_input, complete)
-        self._latents, self._records = np.empty_like(self._latents), []
+        self._commit = self._thread.submit(self._write, self._number, shard, rejects, next_input, complete)
+        self._number += 1
 
     def _wait(self) -> None:
         commit, self._commit = self._commit, None
@@ -161,8 +204,8 @@ class ShardWriter:
 
     def _write(
         self,
-        latents: np.ndarray,
-        records: list[Mapping[str, Any]],
+        number: int,
+        shard: _GrowingShard | None,
         rejects: list[dict[str, Any]],
         next_input: int,
         complete: bool,
@@ -172,14 +215,19 @@ class ShardWriter:
 
         workspace = self._workspace
         shards = workspace.manifest.shards
-        if records:
-            number = len(shards)
-            latents_path, metadata_path = latents_file(workspace.root, number), metadata_file(workspace.root, number)
-            with atomic_path(latents_path) as path, path.open("wb") as file:
-                np.save(file, latents, allow_pickle=False)
+        if shard is not None:
+            shard.finish()
+            metadata_path = metadata_file(workspace.root, number)
             with atomic_path(metadata_path) as path:
-                pq.write_table(pa.Table.from_pylist(records, schema=_metadata_schema()), path)
-            shards = (*shards, Shard(len(records), sha256_file(latents_path), sha256_file(metadata_path)))
-        with atomic_path(workspace.rejects_path) as path:
-            pq.write_table(pa.Table.from_pylist(rejects, schema=_reject_schema()), path)
+                pq.write_table(pa.Table.from_pylist(shard.records, schema=_metadata_schema()), path)
+            entry = Shard(len(shard.records), sha256_file(shard.path), sha256_file(metadata_path))
+            shards = (*shards, entry)
+        self._write_rejects(rejects)
         workspace.commit(shards=shards, next_input=next_input, rejects=len(rejects), complete=complete)
+
+    def _write_rejects(self, rejects: list[dict[str, Any]]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with atomic_path(self._workspace.rejects_path) as path:
+            pq.write_table(pa.Table.from_pylist(rejects, schema=_reject_schema()), path)
