@@ -232,15 +232,21 @@ class _Process:
 
     def __init__(self) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
-        command = [sys.executable, "-P", "-c", _BOOT, str(os.getpid()), *sys.path]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            process_group=0,
-        )
+        command = [sys.executable, "-P", "-c", _BOOT, str(os.getpid()), *map(str, sys.path)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                process_group=0,
+            )
+        except OSError as error:
+            self._stderr.close()
+            raise WorkerDiedError(
+                f"a decoding process could not be started ({error}); use fewer workers, or 0 to decode in this process"
+            ) from error
 
     def decode(self, images: list[bytes | FileSpan], size: int, crop: Crop) -> tuple[list[Outcome], np.ndarray]:
         assert self._process.stdin is not None
@@ -256,14 +262,13 @@ class _Process:
             if "error" in answer:
                 raise RuntimeError(f"a decoding process failed:\n{answer['error']}")
             outcomes = [outcome if isinstance(outcome, str) else tuple(outcome) for outcome in answer["outcomes"]]
-            pixels = np.empty(
-                (sum(not isinstance(outcome, str) for outcome in outcomes), size, size, 3), dtype=np.uint8
-            )
-            if self._process.stdout.readinto(pixels.data.cast("B")) < pixels.nbytes:  # type: ignore[attr-defined]
+            decoded = sum(not isinstance(outcome, str) for outcome in outcomes)
+            pixels = np.empty(decoded * size * size * 3, dtype=np.uint8)
+            if self._process.stdout.readinto(pixels) < pixels.nbytes:  # type: ignore[attr-defined]
                 raise EOFError
         except (EOFError, BrokenPipeError):
             raise self._death() from None
-        return outcomes, pixels
+        return outcomes, pixels.reshape(decoded, size, size, 3)
 
     def _death(self) -> Exception:
         code = self._process.wait()
