@@ -120,6 +120,16 @@ def test_every_image_once_in_order_whatever_the_workers(
     assert [as_tuple(item) for items in lists for item in items] == expected_items(mixed, 16, crop, start)
 
 
+def test_a_huge_file_is_rejected_unread(tmp_path: Path) -> None:
+    path = tmp_path / "slide.tif"
+    with path.open("wb") as file:
+        file.truncate(2**30 + 1)
+    source = ListSource([FileSpan(str(path)), FileSpan(str(path), 0, 2**30 + 1), FileSpan(str(path), 2**30, 5)])
+    (items,) = decode_stream(source, 8, workers=0)
+    reasons = [item.reason for item in items if isinstance(item, Rejected)]
+    assert reasons == ["too large for memory", "too large for memory", "not an image"]
+
+
 def test_reasons_are_the_documented_ones(mixed: ListSource) -> None:
     reasons = {
         item.reason for items in decode_stream(mixed, 8, workers=1) for item in items if isinstance(item, Rejected)

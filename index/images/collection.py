@@ -16,16 +16,15 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from manifold.errors import InputError
 
+from .embeddings import EmbeddingSource
 from .folder import FolderSource, Listing, list_folder
+from .parquet import ParquetSource, image_columns, read_schema
 from .patterns import is_pattern, matching_files, natural_order
 from .sources import ImageSource, source_name
-
-if TYPE_CHECKING:
-    from .embeddings import EmbeddingSource
+from .webdataset import WebDatasetSource
 
 __all__ = ["open_collection", "open_images"]
 
@@ -47,9 +46,9 @@ def open_images(path: str | Path, *, image_column: str | None = None) -> ImageSo
         container is damaged.
     """
     opened = open_collection(path, image_column=image_column)
-    if isinstance(opened, FolderSource) or hasattr(opened, "refs"):
-        return opened
-    raise InputError(f"{path} holds embeddings, not images; give the folder, shards or files that hold the images")
+    if isinstance(opened, EmbeddingSource):
+        raise InputError(f"{path} holds embeddings, not images; give the folder, shards or files that hold the images")
+    return opened
 
 
 def open_collection(path: str | Path, *, image_column: str | None = None) -> ImageSource | EmbeddingSource:
@@ -82,16 +81,10 @@ def _open_files(
     if len(kinds) > 1:
         raise InputError(f"{name} names files of several kinds ({', '.join(kinds)}); give files of one kind")
     if kinds[0] == ".tar":
-        from .webdataset import WebDatasetSource
-
         return WebDatasetSource(name, root, files)
     if kinds[0] == ".parquet":
-        from .parquet import ParquetSource
-
         return ParquetSource(name, root, files, image_column)
     if kinds[0] == ".npy":
-        from .embeddings import EmbeddingSource
-
         return EmbeddingSource(name, files)
     if kinds[0] in _PACKED:
         raise InputError(
@@ -114,7 +107,7 @@ def _open_folder(root: Path, image_column: str | None) -> ImageSource | Embeddin
             f"{root} is a workspace already; give the images it was made from, or use the workspace itself"
         )
     if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
-        from .arrow_dataset import ArrowSource
+        from .arrow_dataset import ArrowSource  # imports torch, through manifold.files
 
         return ArrowSource(root, image_column)
     listing = list_folder(root)
@@ -159,8 +152,6 @@ def _embedding_files(root: Path) -> set[Path]:
 
 
 def _has_images(path: Path) -> bool:
-    from .parquet import image_columns, read_schema
-
     return bool(image_columns(read_schema(path)))
 
 

@@ -32,6 +32,9 @@ Outcome = tuple[int, int] | str
 
 PARENT_POLL_S = 1.0
 
+MAX_FILE_BYTES = 2**30
+"""Larger files are rejected unread: no image of up to `decode.MAX_PIXELS` pixels needs more, scanned slides do."""
+
 
 def read_bytes(data: bytes | FileSpan) -> bytes:
     """The bytes that a reference names. Raises: RejectedImage if the file cannot be read."""
@@ -39,8 +42,11 @@ def read_bytes(data: bytes | FileSpan) -> bytes:
         return data
     try:
         with open(data.path, "rb") as file:  # noqa: PTH123 (pathlib doubles the cost of a small file)
+            length = os.fstat(file.fileno()).st_size - data.offset if data.length is None else data.length
+            if length > MAX_FILE_BYTES:
+                raise RejectedImage("too large for memory")
             file.seek(data.offset)
-            return file.read(-1 if data.length is None else data.length)
+            return file.read(max(0, length))
     except FileNotFoundError:
         raise RejectedImage("missing file") from None
     except (OSError, ValueError):  # ValueError: a name with a null byte
