@@ -1,6 +1,9 @@
+from .build import build_index as build_index
 from .encode import encode_images as encode_images
 from .encoders import open_encoder as open_encoder
 from .fit import fit_workspace as fit_workspace
+from .search import Hits as Hits
+from .search import Searcher as Searcher
 from .verify import Verification as Verification
 from .verify import verify_workspace as verify_workspace
 from .workspace import Workspace as Workspace

@@ -1,11 +1,11 @@
 """A diffusers autoencoder, scaled exactly as the model's own pipeline does.
 
-    AutoencoderKL        posterior mode or sample z; (z - shift_factor) * scaling_factor,
-                         or (z - latents_mean) * scaling_factor / latents_std where the model has those
-    AutoencoderKLFlux2   posterior mode or sample z; its 2 x 2 patches as channels, then (z - mean) / sqrt(var + eps)
-                         with the running statistics of its batch norm
-    AutoencoderTiny      the latent z; (z - shift_factor) * scaling_factor
-    AutoencoderDC        the latent z; z * scaling_factor
+AutoencoderKL        posterior mode or sample z; (z - shift_factor) * scaling_factor,
+                     or (z - latents_mean) * scaling_factor / latents_std where the model has those
+AutoencoderKLFlux2   posterior mode or sample z; its 2 x 2 patches as channels, then (z - mean) / sqrt(var + eps)
+                     with the running statistics of its batch norm
+AutoencoderTiny      the latent z; (z - shift_factor) * scaling_factor
+AutoencoderDC        the latent z; z * scaling_factor
 """
 
 from __future__ import annotations

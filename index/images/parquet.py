@@ -168,6 +168,7 @@ class ParquetSource:
                             skipped = max(0, start - row)
                             yield from table_refs(batch.slice(skipped), columns, address, row + skipped, path.parent)
                         row += batch.num_rows
+                    pa.default_memory_pool().release_unused()
             except (pa.ArrowException, OSError) as error:
                 raise FormatError(
                     f"{path} is damaged ({error}); restore it or take it out of the collection"

@@ -1,0 +1,243 @@
+"""Retrieval from a noisy state, by the question asked.
+
+A predicted target is a poor query for plain nearest neighbours: the Wiener filter shrinks it toward the mean, and a few hub
+images near the mean win every time. So the question is named, and each has its own metric:
+
+- **source**: which rows could have produced x_t? Bayes' posterior over the whole collection, as probabilities.
+- **target**: what is it heading to now? A row x_i, noised to this level, has the expected prediction
+  mu + G (x_i - mu) with gains g = alpha^2 lambda / (alpha^2 lambda + sigma^2), the decided share of each mode. The prediction
+  of x_t is compared with those: query and collection are shrunk alike, so no row wins for lying near the mean.
+- **endpoint**: what will the final image be near to? Plain distance to the closed-form solution at sigma = 0, which keeps the
+  full variance of the data.
+
+At sigma = 0 all three are the nearest latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifold.errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError
+from manifold.files import read_json, sha256_file
+from manifold.gaussian import GaussianManifold, Level
+
+from .build import INDEX_SCHEMA, latents_checksum, load_manifold
+from .latents import LatentStore
+from .posterior import posterior
+from .workspace import Workspace
+
+__all__ = ["Hits", "Question", "Searcher"]
+
+Question = Literal["source", "target", "endpoint"]
+
+_CANDIDATES = 20
+"""Candidates per neighbour asked for that are ranked exactly."""
+_LEAST_CANDIDATES = 200
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Neighbours of each state, best first."""
+
+    ids: np.ndarray
+    """(n, k) int64 row numbers of the store."""
+    scores: np.ndarray
+    """(n, k) float64; what they mean is `score_name`."""
+    score_name: str
+    """`probability`, falling from 1; or `distance`, rising from 0, in latent units."""
+    store: LatentStore = field(repr=False)
+
+    def rows(self, state: int = 0) -> list[dict[str, Any]]:
+        """Metadata of one state's neighbours, best first, each with its `row` number and its score."""
+        found = self.store.rows(self.ids[state])
+        return [{**row, self.score_name: float(score)} for row, score in zip(found, self.scores[state], strict=True)]
+
+
+class Searcher:
+    """Search over one workspace. Open it with `Searcher.open`."""
+
+    def __init__(self, workspace: Workspace, manifold: GaussianManifold, index: Any, card: dict[str, Any]) -> None:
+        self.workspace = workspace
+        self.manifold = manifold
+        self.card = card
+        self._store = workspace.latents
+        self._index = index
+        self._k = int(card["k"])
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open the index of the workspace in folder `path`, checking that all parts belong together.
+
+        Raises: InputError if there is no workspace; NotFittedError if it is not fitted or indexed; FormatError if a file is
+            damaged; MismatchError if statistics or latents changed since the index was built.
+        """
+        from .faiss_io import read_index
+
+        workspace = Workspace.open(path)
+        workspace.require_complete()
+        remedy = f"run: manifold index {workspace.root}"
+        if not workspace.index_card_path.is_file() or not workspace.index_path.is_file():
+            raise NotFittedError(f"{workspace.root} has no index yet; {remedy}")
+        card = read_json(workspace.index_card_path)
+        if card.get("schema") != INDEX_SCHEMA:
+            raise FormatError(
+                f"{workspace.index_card_path} has schema {card.get('schema')}, this version reads {INDEX_SCHEMA}; {remedy}"
+            )
+        if sha256_file(workspace.index_path) != card["index_sha256"]:
+            raise FormatError(f"{workspace.index_path} is damaged, or belongs to another card; {remedy}")
+        if latents_checksum(workspace) != card["latents_sha256"]:
+            raise MismatchError(f"{workspace.index_path} was built from other latents; {remedy}")
+        manifold = load_manifold(workspace)
+        if sha256_file(workspace.stats_path) != card["stats_sha256"]:
+            raise MismatchError(f"{workspace.index_path} was built from other statistics; {remedy}")
+        return cls(workspace, manifold, read_index(workspace.index_path), card)
+
+    def search(
+        self,
+        x_t: Tensor,
+        alpha: Level = 1.0,
+        sigma: Level = 0.0,
+        question: Question = "endpoint",
+        k: int = 10,
+    ) -> Hits:
+        """Neighbours of noisy states x_t = alpha x0 + sigma eps.
+
+        Arguments
+            x_t: (n, d) or (n, C, H, W); clean latents with the default levels.
+            alpha, sigma: alpha > 0, sigma >= 0; number, () or (n,).
+            question: `source`, `target` or `endpoint`; see the module's text.
+            k: neighbours for each state; all rows if the collection has fewer.
+
+        Returns: Hits. `source` gives probabilities over the whole collection; `target` and `endpoint` give distances.
+
+        Raises: InputError (question, k, levels); ShapeError (width); NonFiniteError naming the state.
+
+        Cost: `endpoint` one FAISS search; `target` one pass over the coordinates; `source` one pass over the latents.
+        `source` is exact. The others rank exactly, in float64, 20 k candidates (at least 200) found in the coordinates.
+        """
+        if question not in get_args(Question):
+            raise InputError(f"question must be one of {', '.join(get_args(Question))}, it is {question!r}")
+        if k < 1:
+            raise InputError(f"k must be at least 1, it is {k}")
+        flat = self._states(x_t)
+        a, s = self._level("alpha", alpha, len(flat)), self._level("sigma", sigma, len(flat))
+        if bool((a <= 0).any()):
+            raise InputError("alpha must be above 0: pure noise says nothing about its source")
+        k = min(k, len(self._store))
+        clean = s == 0
+        if question == "source" and not bool(clean.any()):
+            ids, scores = posterior(self._store, self.manifold.mean, flat, a, s, k)
+            return Hits(ids, scores, "probability", self._store)
+        if question == "source" and not bool(clean.all()):
+            raise InputError("ask for the source of clean and of noisy states in separate calls")
+        if question == "target":
+            ids, scores = self._by_prediction(flat, a, s, k)
+        else:
+            ids, scores = self._by_distance(self.manifold.endpoint(flat, a, s), k)
+        if question == "source":
+            return Hits(ids, _shares(scores), "probability", self._store)
+        return Hits(ids, scores, "distance", self._store)
+
+    def predict(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """The predicted target x0_hat of noisy states; see `GaussianManifold.denoise`."""
+        return self.manifold.denoise(x_t, alpha, sigma)
+
+    def _states(self, x_t: Tensor) -> Tensor:
+        flat = self.manifold._flat(x_t)
+        finite = flat.isfinite().all(1)
+        if not bool(finite.all()):
+            raise NonFiniteError(f"state {int(finite.int().argmin())} has NaN or infinity")
+        return flat
+
+    def _level(self, name: str, value: Level, n: int) -> Tensor:
+        level = torch.as_tensor(value, dtype=torch.float64)
+        if level.ndim > 1 or (level.ndim == 1 and len(level) != n):
+            raise InputError(
+                f"{name} must be a number or one for each of the {n} states, it has shape {tuple(level.shape)}"
+            )
+        if not bool(((level >= 0) & level.isfinite()).all()):
+            raise InputError(f"{name} must be finite and at least 0, it is {level.tolist()}")
+        return level.expand(n)
+
+    def _by_distance(self, targets: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Exact nearest latents of full-variance targets."""
+        from .faiss_io import nearest
+
+        candidates = nearest(self._index, targets.numpy(), self._candidates(k))
+        ones = torch.ones(self._k, dtype=torch.float64)
+        return self._rank_exactly(targets.double(), candidates, [ones] * len(targets), 1.0, k)
+
+    def _by_prediction(self, flat: Tensor, a: Tensor, s: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Nearest expected predictions: sum over modes of g^2 (query - row)^2 with the query unshrunk, y / alpha."""
+        from .faiss_io import coordinates
+
+        variances = self.manifold.eigvals[: self._k].double()
+        gains = _decided(variances, a[:, None], s[:, None])
+        unshrunk = (flat - a[:, None].float() * self.manifold.mean).double() / a[:, None]
+        query = unshrunk @ self.manifold.eigvecs[:, : self._k].double()
+        wanted = self._candidates(k)
+        best = torch.full((len(flat), wanted), torch.inf, dtype=torch.float64)
+        ids = torch.full((len(flat), wanted), -1, dtype=torch.int64)
+        weights, total = gains**2, len(self._store)
+        for start in range(0, total, 65_536):
+            rows = torch.from_numpy(coordinates(self._index, start, min(65_536, total - start))).double()
+            squared = (weights * query**2).sum(1, keepdim=True) - 2 * (weights * query) @ rows.T + weights @ (rows**2).T
+            numbers = torch.arange(start, start + len(rows)).expand(len(flat), -1)
+            best, chosen = torch.cat([best, squared], 1).topk(wanted, largest=False)
+            ids = torch.cat([ids, numbers], 1).gather(1, chosen)
+        tail = _decided(torch.tensor([self._tail_var()], dtype=torch.float64), a[:, None], s[:, None])
+        targets = unshrunk + self.manifold.mean.double()
+        return self._rank_exactly(targets, ids.numpy(), list(gains), tail, k)
+
+    def _tail_var(self) -> float:
+        """Average variance along the directions outside the index's coordinates."""
+        manifold, k = self.manifold, self._k
+        outside = manifold.d - k
+        return max(manifold.total_variance - float(manifold.eigvals[:k].sum()), 0.0) / outside if outside else 0.0
+
+    def _rank_exactly(
+        self, targets: Tensor, candidates: np.ndarray, gains: list[Tensor], tail: Tensor | float, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rank candidate rows by |G (target - row)| in float64, ties by row number, state by state."""
+        ids = np.empty((len(targets), k), dtype=np.int64)
+        scores = np.empty((len(targets), k))
+        vectors = self.manifold.eigvecs[:, : self._k].double()
+        tails = (
+            torch.as_tensor(tail, dtype=torch.float64).expand(len(targets), 1) if len(targets) else torch.empty(0, 1)
+        )
+        for state in range(len(targets)):
+            chosen = candidates[state][candidates[state] >= 0]
+            difference = targets[state] - torch.from_numpy(self._store.read(chosen)).double()
+            outer = float(tails[state])
+            squared = difference.square().sum(1) * outer**2
+            if not bool((gains[state] == outer).all()):
+                inside = (difference @ vectors).square()
+                squared = squared + (inside * (gains[state] ** 2 - outer**2)).sum(1)
+            distances = squared.clamp_min(0).sqrt().numpy()
+            order = np.lexsort((chosen, distances))[:k]
+            ids[state], scores[state] = chosen[order], distances[order]
+        return ids, scores
+
+    def _candidates(self, k: int) -> int:
+        return min(max(_CANDIDATES * k, _LEAST_CANDIDATES), len(self._store))
+
+
+def _decided(variances: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    """g = alpha^2 lambda / (alpha^2 lambda + sigma^2); 1 without noise, also where there is no variance."""
+    noise = s**2
+    signal = a**2 * variances
+    return torch.where(
+        noise > 0, signal / (signal + noise).clamp_min(torch.finfo(torch.float64).tiny), torch.ones_like(signal)
+    )
+
+
+def _shares(distances: np.ndarray) -> np.ndarray:
+    """Without noise the posterior is on the nearest row, in equal parts if several are equally near."""
+    nearest = distances == distances[:, :1]
+    return nearest / nearest.sum(axis=1, keepdims=True)
