@@ -163,7 +163,9 @@ class ParquetSource:
                         row += group.num_rows
                         continue
                     portion = max(1, min(256, READ_BYTES * group.num_rows // max(1, group.total_byte_size)))
-                    for batch in file.iter_batches(portion, row_groups=[number], columns=columns.names, use_threads=False):
+                    for batch in file.iter_batches(
+                        portion, row_groups=[number], columns=columns.names, use_threads=False
+                    ):
                         if row + batch.num_rows > start:
                             skipped = max(0, start - row)
                             yield from table_refs(batch.slice(skipped), columns, address, row + skipped, path.parent)
