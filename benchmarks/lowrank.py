@@ -1,6 +1,6 @@
 """Matrix-free low rank where d x d does not fit: time, peak memory, and eigenvalues against a dense Gram matrix.
 
-    python benchmarks/lowrank.py [--d 65536] [--n 2000] [--rank 256] [--out out/lowrank.json]
+Run: python benchmarks/lowrank.py [--d 65536] [--n 2000] [--rank 256]
 
 The data have a power-law spectrum with exponent 1 in a random basis, stored as float16 on disk, as latents are. The
 fit runs in a process of its own, whose peak memory is reported.
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from report import show, write
 
 from manifold.covariance import fit_lowrank
 from manifold.rows import ArrayRows
@@ -29,7 +30,6 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=65_536)
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--rank", type=int, default=256)
-    parser.add_argument("--out", type=Path, default=Path("out/lowrank.json"))
     parser.add_argument("--fit", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.fit:
@@ -53,10 +53,8 @@ def main() -> None:
         "worst_error_leading_64": float(error[:64].max()),
         "worst_error_all": float(error.max()),
     }
-    for name, value in result.items():
-        print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    show("matrix-free low rank", ("figure", "value"), list(result.items()))
+    write("lowrank", result)
 
 
 def power_law_rows(n: int, d: int) -> np.ndarray:

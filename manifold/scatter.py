@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import NonFiniteError
 
-__all__ = ["add_outer", "add_rows", "add_scatter", "center", "mirror"]
+__all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "center", "mirror"]
 
 _SUM_ROWS = 64  # rows summed in float64 at a time: small enough to stay in cache
 _ADD_ROWS = 64  # matrix rows joined at a time, for the same reason
@@ -23,6 +23,19 @@ _PANEL = 4096  # matrix rows multiplied at a time in float32: bounds the memory 
 _TILE = 1024
 _SAFE_MAX = 1e15  # values between the two have squares and sums of squares inside the range of float32
 _SAFE_MIN = 1e-12
+
+
+class Scratch:
+    """Float32 memory for products, allocated once and used again: fresh pages cost as much as filling them."""
+
+    def __init__(self) -> None:
+        self._memory = np.zeros(0, dtype=np.float32)
+
+    def matrix(self, rows: int, columns: int) -> np.ndarray:
+        """A column-major (rows, columns) matrix; it is valid until the next call."""
+        if self._memory.size < rows * columns:
+            self._memory = np.zeros(rows * columns, dtype=np.float32)
+        return self._memory[: rows * columns].reshape((rows, columns), order="F")
 
 
 def center(rows: Tensor) -> Tensor:
@@ -45,7 +58,7 @@ def center(rows: Tensor) -> Tensor:
     return mean
 
 
-def add_rows(scatter: Tensor, rows: Tensor, dtype: torch.dtype) -> None:
+def add_rows(scatter: Tensor, rows: Tensor, dtype: torch.dtype, scratch: Scratch) -> None:
     """Add rows^T rows to the upper triangle of `scatter`.
 
     Arguments
@@ -53,6 +66,7 @@ def add_rows(scatter: Tensor, rows: Tensor, dtype: torch.dtype) -> None:
         rows: (n, d) centred rows, float32 or float64; may be scaled in place.
         dtype: type of the products, float32 or float64. Rows of extreme size are scaled by a power of two first, so
             that no square leaves the range of that type.
+        scratch: memory for float32 products on the CPU.
     """
     low, high = rows.aminmax()
     peak = max(abs(float(low)), abs(float(high)))
@@ -77,21 +91,24 @@ def add_rows(scatter: Tensor, rows: Tensor, dtype: torch.dtype) -> None:
         # The row-major upper triangle is the column-major lower one.
         dsyrk(alpha, rows.numpy().T, beta=1.0, c=scatter.numpy().T, lower=1, overwrite_c=1)
     else:
-        _add_rows_by_blas(scatter, rows.numpy(), alpha)
+        _add_rows_by_blas(scatter, rows.numpy(), alpha, scratch)
 
 
-def _add_rows_by_blas(scatter: Tensor, rows: np.ndarray, alpha: float) -> None:
+def _add_rows_by_blas(scatter: Tensor, rows: np.ndarray, alpha: float, scratch: Scratch) -> None:
     from scipy.linalg.blas import sgemm, ssyrk
 
     d = len(scatter)
     for start in range(0, d, _PANEL):
         stop = min(start + _PANEL, d)
         left = np.ascontiguousarray(rows[:, start:stop]).T
-        _add_triangle(scatter[start:stop, start:stop], torch.from_numpy(ssyrk(1.0, left, lower=1).T), alpha)
+        out = scratch.matrix(stop - start, stop - start)
+        product = ssyrk(1.0, left, lower=1, beta=0.0, c=out, overwrite_c=1)
+        _add_triangle(scatter[start:stop, start:stop], torch.from_numpy(product.T), alpha)
         if stop < d:
             right = np.ascontiguousarray(rows[:, stop:]).T
-            product = sgemm(1.0, right, left, trans_b=1).T
-            scatter[start:stop, stop:].add_(torch.from_numpy(product), alpha=alpha)
+            out = scratch.matrix(d - stop, stop - start)
+            product = sgemm(1.0, right, left, trans_b=1, beta=0.0, c=out, overwrite_c=1)
+            scatter[start:stop, stop:].add_(torch.from_numpy(product.T), alpha=alpha)
 
 
 def _add_rows_by_matmul(scatter: Tensor, rows: Tensor, alpha: float) -> None:
