@@ -85,6 +85,17 @@ def test_orientation_of_a_jpeg_decoded_at_reduced_scale(orientation: int) -> Non
     assert abs(image.pixels - resampled(upright, 16, "center")).mean() < 1
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_an_avif(orientation: int) -> None:
+    stored = picture(32, 48)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = decode_image(encoded(stored, "AVIF", quality=95, exif=exif), 32)
+    upright = UPRIGHT[orientation](stored)
+    assert (image.height, image.width) == upright.shape[:2]
+    assert abs(image.pixels.astype(int) - center(upright)).mean() < 5
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0\0", b"Exif\0\0" + bytes(30), b"garbage" * 9])
 def test_broken_exif_is_taken_as_upright(exif: bytes) -> None:
     array = picture(24, 24)

@@ -55,6 +55,10 @@ def test_clip_retrieval_output_in_the_order_of_its_numbers(tmp_path: Path) -> No
         assert joined["key"] == [str(row) for row in range(start, len(expected))]
         assert joined["width"] == [None] * (len(expected) - start)
         assert set(joined["status"]) == {"success"}
+    some = opened(str(tmp_path / "out" / "img_emb" / "img_emb_{10,3}.npy"))
+    assert [column for _, columns in some.batches() for column in columns["caption"]][:4] == [
+        *("caption 10 0", "caption 10 1", "caption 10 2"), "caption 3 0",
+    ]  # fmt: skip
     assert next(opened(tmp_path / "out" / "img_emb").batches())[1]["caption"] == captions[:3]
 
 

@@ -113,6 +113,10 @@ def test_splits_of_a_dataset_are_not_mixed(tmp_path: Path) -> None:
             write(tmp_path / "data" / f"{split}-0000{number}-of-00002.parquet")
     with pytest.raises(InputError, match=r"splits test, train; give one of them: '.*data/train-\*.parquet'"):
         open_images(tmp_path)
+    for split in ("test", "train"):
+        write(tmp_path / "converted" / split / "0000.parquet")
+    with pytest.raises(InputError, match=r"splits test, train; give one of them: '.*converted/train'"):
+        open_images(tmp_path / "converted")
     source = open_images(str(tmp_path / "data" / "train-*.parquet"))
     assert (len(source), source.name) == (6, "train-*.parquet")
     assert [ref.image_path for ref in source.refs()][::3] == [f"train-0000{n}-of-00002.parquet#0" for n in range(2)]

@@ -216,6 +216,14 @@ def test_an_image_that_crashes_the_decoder_is_rejected_alone(monkeypatch: pytest
     assert [item.position for item in items] == list(range(30))
 
 
+def test_a_collection_full_of_crashes_does_not_run_out_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    boot_that(monkeypatch, "if data == b'crash': os.kill(os.getpid(), 11)")
+    before = psutil.Process().num_fds()
+    for items in decode_stream(ListSource([b"crash"] * 12), 8, workers=1, batch=4):
+        assert [item.reason for item in items if isinstance(item, Rejected)] == [stream.CRASHED] * 4
+        assert psutil.Process().num_fds() - before <= 3
+
+
 def test_a_killed_process_is_one_clear_error_and_not_a_wait_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     boot_that(monkeypatch, "if data == b'kill': os.kill(os.getpid(), 9)")
     data: list[bytes | FileSpan] = [encoded(picture(8, 8))] * 50

@@ -32,7 +32,8 @@ _READABLE = (
     "a folder of images, .tar shards, .parquet files with image bytes, a dataset saved to disk, or .npy embeddings"
 )
 _PACKED = {".gz": "gunzip", ".tgz": "gunzip", ".zst": "unzstd", ".bz2": "bunzip2", ".xz": "unxz", ".zip": "unzip"}
-_SPLIT = re.compile(r"(?:.*/)?([\w.]+)-\d+-of-\d+(?:-[0-9a-f]+)?\.parquet")
+_SPLIT = re.compile(r"([\w.]+)-\d+-of-\d+(?:-[0-9a-f]+)?\.parquet")
+_SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation", "dev"})
 
 
 def open_images(path: str | Path, *, image_column: str | None = None) -> ImageSource:
@@ -112,7 +113,7 @@ def _open_folder(root: Path, image_column: str | None) -> ImageSource | Embeddin
         return ArrowSource(root, image_column)
     listing = list_folder(root)
     found = {kind: _of_kind(listing, suffix) for kind, suffix in (("tar", ".tar"), ("parquet", ".parquet"))}
-    embeddings = [path for path in _of_kind(listing, ".npy") if path in _embedding_files(root)]
+    embeddings = [path for path in _of_kind(listing, ".npy") if path.parent == _embedding_folder(root)]
     images = listing.images
     if found["parquet"] and (images or found["tar"] or embeddings) and not _has_images(found["parquet"][0]):
         found["parquet"] = []
@@ -145,10 +146,10 @@ def _of_kind(listing: Listing, suffix: str) -> list[Path]:
     return [listing.root / name for name in sorted(names, key=natural_order)]
 
 
-def _embedding_files(root: Path) -> set[Path]:
-    """Every .npy directly in the folder or, in clip-retrieval output, in its img_emb."""
+def _embedding_folder(root: Path) -> Path:
+    """Where the .npy files of a collection lie: directly in it or, in clip-retrieval output, in its img_emb."""
     below = root / "img_emb"
-    return {path for path in (below if below.is_dir() else root).iterdir() if path.suffix.lower() == ".npy"}
+    return below if below.is_dir() else root
 
 
 def _has_images(path: Path) -> bool:
@@ -156,13 +157,16 @@ def _has_images(path: Path) -> bool:
 
 
 def _require_one_split(root: Path, files: Sequence[Path]) -> None:
-    names = [_SPLIT.fullmatch(path.as_posix()) for path in files]
-    splits = sorted({found.group(1) for found in names if found})
-    if len(splits) > 1:
-        folder = next(path.parent for path, found in zip(files, names, strict=True) if found)
-        raise InputError(
-            f"{root} holds the splits {', '.join(splits)}; give one of them: '{folder}/{splits[-1]}-*.parquet'"
-        )
+    examples: dict[str, Path] = {}
+    for path in files:
+        found = _SPLIT.fullmatch(path.name)
+        if found:
+            examples.setdefault(found.group(1), path.with_name(f"{found.group(1)}-*.parquet"))
+        elif path.parent.name in _SPLIT_FOLDERS:
+            examples.setdefault(path.parent.name, path.parent)
+    if len(examples) > 1:
+        last = max(examples)
+        raise InputError(f"{root} holds the splits {', '.join(sorted(examples))}; give one of them: '{examples[last]}'")
 
 
 def _what_else(listing: Listing) -> str:

@@ -8,6 +8,7 @@ search over wrong ones would look sound.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +145,7 @@ def _read_rows(path: Path, low: int, high: int) -> np.ndarray:
 
 
 def _metadata_files(files: Sequence[Path], rows: Sequence[int]) -> list[Path]:
-    """The parquet file that belongs to each .npy file; nothing if there is no metadata folder."""
+    """The parquet file of each .npy file, by number or else by order; nothing if there is no metadata folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -155,6 +156,9 @@ def _metadata_files(files: Sequence[Path], rows: Sequence[int]) -> list[Path]:
     if not places:
         return []
     found = sorted(places[0].glob("*.parquet"), key=lambda path: natural_order(path.name))
+    numbered = {_number(path): path for path in found}
+    if len(numbered) == len(found) and numbered.keys() >= {_number(path) for path in files}:
+        found = [numbered[_number(path)] for path in files]
     if len(found) != len(files):
         raise MismatchError(
             f"{places[0]} has {len(found)} parquet files for {len(files)} .npy files; each .npy needs its own, "
@@ -171,6 +175,12 @@ def _metadata_files(files: Sequence[Path], rows: Sequence[int]) -> list[Path]:
                 "make both again or move the metadata folder away"
             )
     return found
+
+
+def _number(path: Path) -> int:
+    """The last number in a file's name; -1 if there is none."""
+    numbers = re.findall(r"\d+", path.stem)
+    return int(numbers[-1]) if numbers else -1
 
 
 def _read_metadata(path: Path) -> pa.Table:

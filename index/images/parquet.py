@@ -118,7 +118,7 @@ class ParquetSource:
         files: in reading order.
         image_column: needed only if several columns hold bytes and none has a usual name.
 
-    Raises: InputError (no usable column); FormatError (a file is damaged, or its columns differ from the first one's).
+    Raises: InputError (a file without a usable column); FormatError (a damaged file).
 
     Cost: the footers are read when opened; a data page and about `READ_BYTES` of rows in memory at a time.
     """

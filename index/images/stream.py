@@ -56,7 +56,7 @@ class Decoded:
     caption: str | None
     label: int | None
     pixels: np.ndarray
-    """(size, size, 3) uint8 RGB."""
+    """(size, size, 3) uint8 RGB; a view of its chunk, to be copied if it is kept."""
     width: int
     """Of the original after EXIF orientation, in pixels."""
     height: int
@@ -74,7 +74,7 @@ class Rejected:
     caption: str | None
     label: int | None
     reason: str
-    """One of `decode.REASONS`, or `CRASHED`."""
+    """One of `decode.REASONS`."""
 
 
 def decode_stream(
@@ -207,7 +207,13 @@ class _Pool:
 
     def _decode(self, images: list[bytes | FileSpan]) -> tuple[list[Outcome], np.ndarray]:
         process = self._take()
-        answer = process.decode(images, self._size, self._crop)
+        try:
+            answer = process.decode(images, self._size, self._crop)
+        except _Crash:
+            with self._lock:
+                self._all.discard(process)
+            process.close()
+            raise
         with self._lock:
             self._idle.append(process)
         return answer
