@@ -1,0 +1,325 @@
+"""The `manifold` command. Each command calls one library function with the same keywords.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
+stopped by Ctrl-C. Our own errors become one sentence; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from manifold.errors import ManifoldError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="manifold",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Measure a diffusion model's latent space, predict where a noisy state is heading, and retrieve what it leans on.",
+)
+
+WorkspaceArgument = Annotated[Path, typer.Argument(metavar="WS", help="Folder of the workspace.")]
+WorkspaceOption = Annotated[
+    Path, typer.Option("--workspace", "-w", metavar="WS", help="Folder of the workspace to make or continue.")
+]
+ImagesArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGES",
+        help="Folder of images, webdataset shards (braces allowed), parquet, saved Hugging Face dataset, or embeddings.",
+    ),
+]
+EncoderOption = Annotated[
+    str, typer.Option(help="`pixels`, or a diffusers autoencoder: a local folder or a hub id (pipelines too).")
+]
+SizeOption = Annotated[
+    int | None, typer.Option(help="Side of the square image in pixels. [default: 64 for pixels, else 512]")
+]
+CropOption = Annotated[
+    Literal["center", "squash"], typer.Option(help="Cut the middle square, or distort the whole image.")
+]
+ModeOption = Annotated[Literal["mode", "sample"], typer.Option(help="Mode of the posterior, or a seeded sample.")]
+DtypeOption = Annotated[
+    Literal["float32", "float16", "bfloat16"], typer.Option(help="What the autoencoder computes in.")
+]
+TileOption = Annotated[int | None, typer.Option(help="Encode in tiles of this side in pixels, for very large images.")]
+DeviceOption = Annotated[str | None, typer.Option(help="Such as cuda or cpu. [default: cuda if there is one]")]
+BatchOption = Annotated[
+    int | None, typer.Option(help="Images per forward pass. [default: about a million pixels' worth]")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Decoding processes; 0 decodes in this one. [default: cores - 1]")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of posterior samples.")]
+RejectsOption = Annotated[
+    float, typer.Option(help="Stop when more than this share of the collection cannot be used, 0 to 1.")
+]
+ShardOption = Annotated[int | None, typer.Option(help="Rows per shard. [default: as many as fill 64 MiB]")]
+RankOption = Annotated[int | None, typer.Option(help="Eigenpairs to keep. [default: all up to d = 4,096, above 1,024]")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure, predict and retrieve in a diffusion model's latent space."""
+    from .console import show_warnings
+
+    show_warnings()
+
+
+@app.command()
+def encode(
+    images: ImagesArgument,
+    workspace: WorkspaceOption,
+    encoder: EncoderOption = "pixels",
+    size: SizeOption = None,
+    crop: CropOption = "center",
+    mode: ModeOption = "mode",
+    dtype: DtypeOption = "float32",
+    tile: TileOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    seed: SeedOption = 0,
+    max_rejects: RejectsOption = 0.05,
+    shard_rows: ShardOption = None,
+) -> None:
+    """Encode a collection of images into a workspace; run again to continue a stopped run.
+
+    Example: manifold encode photos/ -w ws --encoder stabilityai/sd-vae-ft-mse --size 512
+    """
+    from index.encode import encode_images
+
+    from .console import long_work, out
+
+    with long_work() as progress:
+        made = encode_images(
+            images, workspace, encoder=encoder, size=size, crop=crop, mode=mode, dtype=dtype, tile=tile, device=device,
+            batch_size=batch_size, workers=workers, seed=seed, max_rejects=max_rejects, shard_rows=shard_rows,
+            progress=progress,
+        )  # fmt: skip
+    out.print(_encoded(made.manifest.count, made.manifest.rejects, made.rejects_path))
+
+
+@app.command()
+def fit(
+    workspace: WorkspaceArgument,
+    rank: RankOption = None,
+    precision: Annotated[
+        Literal["fast", "exact"], typer.Option(help="float32 products summed in float64, or float64 throughout.")
+    ] = "fast",
+) -> None:
+    """Estimate mean and covariance of the latents, and their eigenpairs.
+
+    Example: manifold fit ws
+    """
+    from index.fit import fit_workspace
+
+    from .console import long_work, out
+
+    with long_work() as progress:
+        fitted = fit_workspace(workspace, rank=rank, precision=precision, progress=progress)
+    out.print(
+        f"fitted {fitted.count:,} latents of {fitted.d:,} values: total variance {fitted.total_variance:,.4g}, "
+        f"{fitted.k:,} eigenpairs kept"
+    )
+
+
+@app.command()
+def index(
+    workspace: WorkspaceArgument,
+    rank: Annotated[
+        int | None, typer.Option(help="Eigen-coordinates to keep. [default: 95 % of the variance, 16 to 256]")
+    ] = None,
+) -> None:
+    """Build the FAISS index of a fitted workspace.
+
+    Example: manifold index ws
+    """
+    from index.build import build_index
+
+    from .console import long_work, out
+
+    with long_work() as progress:
+        card = build_index(workspace, rank=rank, progress=progress)
+    out.print(
+        f"indexed {card['count']:,} latents: {card['kind']} over {card['k']} coordinates with "
+        f"{card['variance_kept']:.1%} of the variance, {card['index_bytes'] / 2**20:,.1f} MiB"
+    )
+
+
+@app.command()
+def run(
+    images: ImagesArgument,
+    workspace: WorkspaceOption,
+    encoder: EncoderOption = "pixels",
+    size: SizeOption = None,
+    crop: CropOption = "center",
+    mode: ModeOption = "mode",
+    dtype: DtypeOption = "float32",
+    tile: TileOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    seed: SeedOption = 0,
+    max_rejects: RejectsOption = 0.05,
+    shard_rows: ShardOption = None,
+    rank: RankOption = None,
+) -> None:
+    """Encode, fit and index in one go.
+
+    Example: manifold run photos/ -w ws --size 64
+    """
+    from .console import long_work, out
+    from .describe import describe_workspace, description_table
+    from .run import run_images
+
+    with long_work() as progress:
+        run_images(
+            images, workspace, encoder=encoder, size=size, crop=crop, mode=mode, dtype=dtype, tile=tile, device=device,
+            batch_size=batch_size, workers=workers, seed=seed, max_rejects=max_rejects, shard_rows=shard_rows, rank=rank,
+            progress=progress,
+        )  # fmt: skip
+    out.print(description_table(describe_workspace(workspace)))
+
+
+@app.command()
+def search(
+    workspace: WorkspaceArgument,
+    query: Annotated[Path | None, typer.Argument(metavar="QUERY", help="Image file to search with.")] = None,
+    row: Annotated[int | None, typer.Option(help="Search with a row of the collection instead of an image.")] = None,
+    sigma: Annotated[float, typer.Option(help="Noise the query to this level first, with alpha = 1.")] = 0.0,
+    timestep: Annotated[float | None, typer.Option(help="Noise the query to this timestep of --scheduler.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder of a diffusers scheduler, or of a pipeline.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    question: Annotated[
+        Literal["source", "target", "endpoint"],
+        typer.Option(help="What could it come from, what is it heading to, what will it end near?"),
+    ] = "endpoint",
+    k: Annotated[int, typer.Option("-k", help="Neighbours to return.")] = 10,
+    encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find neighbours of an image, or of a noisy state of it.
+
+    Example: manifold search ws cat.jpg --sigma 2 --question target --sheet cat.png
+    """
+    from .console import out
+    from .query import save_answer, search_workspace
+
+    answer = search_workspace(
+        workspace, query, row=row, sigma=sigma, timestep=timestep, scheduler=scheduler, seed=seed, question=question,
+        k=k, encoder=encoder,
+    )  # fmt: skip
+    if sheet is not None:
+        save_answer(answer, workspace, sheet, encoder=encoder)
+    if as_json:
+        print(json.dumps(answer.to_dict(), indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name, justify in (("rank", "right"), ("row", "right"), (answer.score_name, "right"), ("image", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("caption or label", justify="left")
+    for rank, found in enumerate(answer.rows, 1):
+        about = found["caption"] or ("" if found["label"] is None else str(found["label"]))
+        score = f"{found[answer.score_name]:.4g}"
+        table.add_row(str(rank), str(found["row"]), score, found["image_path"] or "", about)
+    out.print(table)
+    if sheet is not None:
+        out.print(f"contact sheet: {sheet}")
+
+
+@app.command()
+def info(workspace: WorkspaceArgument, as_json: JsonOption = False) -> None:
+    """Describe a workspace: collection, encoder, counts, spectrum, index.
+
+    Example: manifold info ws --json
+    """
+    from .console import out
+    from .describe import describe_workspace, description_table
+
+    described = describe_workspace(workspace)
+    if as_json:
+        print(json.dumps(described, indent=2))
+    else:
+        out.print(description_table(described))
+
+
+@app.command()
+def verify(workspace: WorkspaceArgument, as_json: JsonOption = False) -> None:
+    """Prove a workspace whole: every file read, every checksum and count compared. Exit code 1 if anything is wrong.
+
+    Example: manifold verify ws
+    """
+    from index.verify import verify_workspace
+
+    from .console import long_work, out
+
+    with long_work() as progress:
+        found = verify_workspace(workspace, progress=progress)
+    if as_json:
+        print(json.dumps({"whole": found.whole, "checked": found.checked, "problems": found.problems}, indent=2))
+    elif found.whole:
+        out.print(f"whole: {len(found.checked):,} files read, nothing wrong")
+    else:
+        for problem in found.problems:
+            out.print(problem)
+    if not found.whole:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", metavar="DIR", help="Folder for the demo's files and pictures.")
+    ] = Path("demo-out"),
+) -> None:
+    """Run the whole flow on photographs that ship with scikit-image, and write pictures to look at.
+
+    Example: manifold demo -w demo-out
+    """
+    from .console import long_work, out
+    from .demo import run_demo
+    from .describe import describe_workspace, description_table
+
+    with long_work() as progress:
+        pictures = run_demo(workspace, progress=progress)
+    out.print(description_table(describe_workspace(workspace / "workspace")))
+    out.print("\nLook at:")
+    for picture in pictures:
+        out.print(f"  {picture.path}\n      {picture.what}", soft_wrap=True)
+    example = f"manifold search {workspace / 'workspace'} --row 100 --sigma 2 --sheet out.png"
+    out.print(f"\nThen try: {example}", soft_wrap=True)
+
+
+def _encoded(count: int, rejects: int, rejects_path: Path) -> str:
+    listed = f"; {rejects:,} rejected, see {rejects_path}" if rejects else ", none rejected"
+    return f"encoded {count:,} images{listed}"
+
+
+def main() -> None:
+    """Entry point of the `manifold` command."""
+    try:
+        app()
+    except ManifoldError as error:
+        if "--debug" in sys.argv:
+            raise
+        # An OSError prints its error number first; the sentence alone is what a person needs.
+        sentence = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(1)

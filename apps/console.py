@@ -1,0 +1,77 @@
+"""What the commands share at the terminal: progress bars, warnings of one line, and an orderly end on Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from index.progress import Progress
+
+__all__ = ["err", "long_work", "out", "show_warnings"]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+_UNITS = {"encode": "images", "fit": "latents", "index": "latents", "verify": "shards"}
+
+
+class _Rate(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        unit = _UNITS.get(task.description, "")
+        return Text(f"{speed:,.0f} {unit}/s" if speed else "", style="dim")
+
+
+@contextmanager
+def long_work() -> Iterator[Progress]:
+    """Draw a bar for every stage reported, on the error stream and only where that is a terminal."""
+    bars = Bars(
+        TextColumn("{task.description:>7}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    try:
+        with bars:
+            yield report
+    except KeyboardInterrupt:
+        err.print("stopped; what is committed is kept, run the same command again to continue")
+        raise typer.Exit(130) from None
+
+
+def show_warnings() -> None:
+    """Print warnings as one line each, without the place in the code they came from."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        print(f"warning: {message}", file=file or sys.stderr)
+
+    warnings.showwarning = show

@@ -1,0 +1,91 @@
+"""`manifold info`: what a workspace holds, as numbers and as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from index.build import load_manifold
+from index.workspace import Workspace
+from manifold.diagnostics import SHARES, diagnose
+from manifold.files import read_json
+
+__all__ = ["describe_workspace", "description_table"]
+
+
+def describe_workspace(workspace: str | Path) -> dict[str, Any]:
+    """Collection, encoder and counts of a workspace; its spectrum if fitted, its index if built. JSON values.
+
+    Raises: InputError if there is no workspace; FormatError or MismatchError if its statistics cannot be used.
+    """
+    opened = Workspace.open(workspace)
+    manifest = opened.manifest
+    recipe = manifest.recipe
+    described: dict[str, Any] = {
+        "workspace": str(opened.root),
+        "collection": recipe.source,
+        "complete": manifest.complete,
+        "rows": manifest.count,
+        "rejects": manifest.rejects,
+        "inputs": recipe.inputs,
+        "shards": len(manifest.shards),
+        "latents_bytes": 2 * manifest.count * recipe.encoder.d,
+        "encoder": recipe.encoder.to_dict(),
+        "d": recipe.encoder.d,
+        "crop": recipe.crop,
+        "command": manifest.command,
+        "spectrum": None,
+        "index": read_json(opened.index_card_path) if opened.index_card_path.is_file() else None,
+    }
+    if opened.stats_path.is_file():
+        fitted = load_manifold(opened)
+        numbers = diagnose(fitted.covariance, int(fitted.count or 0))
+        described["spectrum"] = {
+            "eigenpairs": fitted.k,
+            "trace": numbers.trace,
+            "largest": numbers.largest,
+            "components": {f"{share:.0%}": count for share, count in zip(SHARES, numbers.components, strict=True)},
+            "participation_ratio": numbers.participation_ratio,
+            "effective_rank": numbers.effective_rank,
+        }
+    return described
+
+
+def description_table(described: dict[str, Any]) -> Table:
+    """The same as a table of two columns."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    encoder = described["encoder"]
+    shape = " x ".join(str(side) for side in encoder["latent_shape"])
+    state = "" if described["complete"] else "  (incomplete: run the encode command again to continue)"
+    size = f", {encoder['image_size']} px, {described['crop']}" if encoder["image_size"] else ""
+    table.add_row("collection", f"{described['collection']}, {described['inputs']:,} inputs")
+    table.add_row("latents", f"{described['rows']:,} rows, {described['latents_bytes'] / 2**20:,.1f} MiB{state}")
+    table.add_row("rejects", f"{described['rejects']:,}")
+    table.add_row("encoder", f"{encoder['id']} ({encoder['kind']}, {encoder['mode']}, {encoder['dtype']}{size})")
+    table.add_row("latent shape", f"{shape}, d = {described['d']:,}")
+    spectrum = described["spectrum"]
+    if spectrum is None:
+        table.add_row("spectrum", "not fitted yet: manifold fit")
+    else:
+        needed = ", ".join(f"{'over ' if n is None else ''}{n or spectrum['eigenpairs']:,} for {share}"
+                           for share, n in spectrum["components"].items())  # fmt: skip
+        table.add_row(
+            "spectrum", f"total variance {spectrum['trace']:,.4g}, largest eigenvalue {spectrum['largest']:,.4g}"
+        )
+        table.add_row("directions", f"{needed} of the variance")
+        ratio, rank = spectrum["participation_ratio"], spectrum["effective_rank"]
+        table.add_row(
+            "",
+            f"participation ratio {ratio:.3g}, effective rank {rank:.4g}, {spectrum['eigenpairs']:,} eigenpairs kept",
+        )
+    index = described["index"]
+    if index is None:
+        table.add_row("index", "not built yet: manifold index")
+    else:
+        kept = f"{index['k']} coordinates with {index['variance_kept']:.1%} of the variance"
+        table.add_row("index", f"{index['kind']}, {kept}, {index['index_bytes'] / 2**20:,.1f} MiB")
+    return table

@@ -1,0 +1,170 @@
+"""`manifold search`: from a picture or a row of the collection to its neighbours, noised on the way if asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from index.images import RejectedImage, decode_image
+from index.images.decode import Crop
+from index.search import Question, Searcher
+from manifold.errors import InputError
+from manifold.schedule import level_at, load_scheduler
+
+from .sheet import Panel, draw_sheet, save_sheet
+
+if TYPE_CHECKING:
+    from index.encoders import Encoder
+
+__all__ = ["Answer", "noise_level", "save_answer", "search_workspace"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One search: what was asked, and the neighbours found."""
+
+    name: str
+    """Of the query."""
+    question: str
+    alpha: float
+    sigma: float
+    seed: int
+    score_name: str
+    rows: list[dict[str, Any]]
+    """Metadata of the neighbours with `row` and the score, best first."""
+    clean: Tensor
+    """(1, C, H, W) latent of the query."""
+    noisy: Tensor
+    """(1, C, H, W) state that was searched from."""
+    target: Tensor
+    """(1, C, H, W) predicted target of that state."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, without the latents."""
+        names = ("name", "question", "alpha", "sigma", "seed", "score_name")
+        return {**{name: getattr(self, name) for name in names}, "neighbours": self.rows}
+
+
+def noise_level(sigma: float, timestep: float | None, scheduler: str | None) -> tuple[float, float]:
+    """alpha and sigma from what a user gave: a sigma with alpha = 1, or a timestep of a scheduler.
+
+    Raises: InputError if both or half of the second are given.
+    """
+    if (timestep is None) != (scheduler is None):
+        raise InputError("--timestep and --scheduler belong together: a timestep means a noise level of one scheduler")
+    if timestep is None or scheduler is None:
+        return 1.0, sigma
+    if sigma:
+        raise InputError("give the noise level either as --sigma or as --timestep with --scheduler, not both")
+    return level_at(load_scheduler(scheduler), timestep)
+
+
+def search_workspace(
+    workspace: str | Path,
+    query: str | Path | None = None,
+    *,
+    row: int | None = None,
+    sigma: float = 0.0,
+    timestep: float | None = None,
+    scheduler: str | None = None,
+    seed: int = 0,
+    question: Question = "endpoint",
+    k: int = 10,
+    encoder: str | None = None,
+) -> Answer:
+    """Search a workspace from one picture, or from one of its own rows, noised to a level.
+
+    Arguments
+        workspace: its folder. query: an image file. row: a row number, instead of an image.
+        sigma: noise level with alpha = 1. timestep, scheduler: or a timestep of the diffusers scheduler in a folder.
+        seed: of the noise. question, k: see `Searcher.search`.
+        encoder: where the workspace's encoder lies now, if it has moved.
+
+    Raises: InputError if neither or both of query and row are given, or the image cannot be used; all of `Searcher.open`
+        and `Searcher.search`.
+    """
+    if (query is None) == (row is None):
+        raise InputError("name an image to search with, or a row of the collection with --row, one of the two")
+    alpha, level = noise_level(sigma, timestep, scheduler)
+    searcher = Searcher.open(workspace)
+    store = searcher.workspace.latents
+    if row is not None:
+        name = f"row {row}"
+        flat = torch.from_numpy(store.read([row])).float()
+    else:
+        assert query is not None
+        name = Path(query).name
+        flat = _encode(Path(query), searcher, searcher.workspace.encoder(encoder))
+    clean = flat.view(1, *store.shape)
+    generator = torch.Generator().manual_seed(seed)
+    noisy = alpha * clean + level * torch.randn(clean.shape, generator=generator)
+    hits = searcher.search(noisy, alpha, level, question, k)
+    target = searcher.predict(noisy, alpha, level)
+    return Answer(name, question, alpha, level, seed, hits.score_name, hits.rows(), clean, noisy, target)
+
+
+def save_answer(answer: Answer, workspace: str | Path, path: str | Path, *, encoder: str | None = None) -> None:
+    """Write a contact sheet of an answer: query, noisy state, predicted target, neighbours; all decoded.
+
+    Raises: InputError if the encoder cannot be opened; StorageError.
+    """
+    searcher = Searcher.open(workspace)
+    decoder = searcher.workspace.encoder(encoder)
+    store = searcher.workspace.latents
+    neighbours = torch.from_numpy(store.read([row["row"] for row in answer.rows])).float().view(-1, *store.shape)
+    query = [Panel(_picture(decoder, answer.clean), "query", answer.name)]
+    if answer.sigma > 0:
+        # A noisy latent leaves the range of images; divided by alpha and scaled to the data's spread it can be looked at.
+        spread = float(answer.clean.std()) or 1.0
+        shown = answer.noisy / max(answer.alpha, 1e-3)
+        shown = shown * min(1.0, 3 * spread / float(shown.std()))
+        query.append(Panel(_picture(decoder, shown), "noised", f"alpha {answer.alpha:.3g}, sigma {answer.sigma:.3g}"))
+        query.append(Panel(_picture(decoder, answer.target), "predicted target", "closed form, in one step"))
+    found = [
+        Panel(pixels, f"{rank}. {_label(row)}", _score(answer.score_name, row))
+        for rank, (row, pixels) in enumerate(zip(answer.rows, _pictures(decoder, neighbours), strict=True), 1)
+    ]
+    asked = {
+        "source": "Which images could this state have come from?",
+        "target": "What is this state heading to now?",
+        "endpoint": "What will the final image be near to?",
+    }[answer.question]
+    about = f"{searcher.workspace.manifest.recipe.source}, {len(store):,} images, noise seed {answer.seed}"
+    save_sheet(draw_sheet(asked, about, query, found), Path(path))
+
+
+def _encode(path: Path, searcher: Searcher, encoder: Encoder) -> Tensor:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the query image {path} ({error.strerror}); check the path") from error
+    recipe = searcher.workspace.manifest.recipe
+    try:
+        crop: Crop = "squash" if recipe.crop == "squash" else "center"
+        decoded = decode_image(data, recipe.encoder.image_size, crop)
+    except RejectedImage as rejected:
+        raise InputError(f"the query image {path} cannot be used: {rejected}; choose another") from rejected
+    return encoder.encode(torch.from_numpy(decoded.pixels).permute(2, 0, 1)[None]).flatten(1).float().cpu()
+
+
+def _pictures(decoder: Encoder, latents: Tensor) -> np.ndarray:
+    return decoder.decode(latents).permute(0, 2, 3, 1).numpy()
+
+
+def _picture(decoder: Encoder, latent: Tensor) -> np.ndarray:
+    return _pictures(decoder, latent)[0]
+
+
+def _label(row: dict[str, Any]) -> str:
+    if row.get("caption"):
+        return str(row["caption"])
+    return f"row {row['row']}" + ("" if row.get("label") is None else f", label {row['label']}")
+
+
+def _score(name: str, row: dict[str, Any]) -> str:
+    return f"{row[name]:.1%} probable" if name == "probability" else f"distance {row[name]:.3g}"

@@ -1,0 +1,38 @@
+"""`manifold run`: encode, fit and index in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from index.build import build_index
+from index.encode import encode_images
+from index.fit import fit_workspace
+from index.progress import Progress, silent
+from index.workspace import Workspace
+
+__all__ = ["run_images"]
+
+
+def run_images(
+    images: str | Path,
+    workspace: str | Path,
+    *,
+    rank: int | None = None,
+    index_rank: int | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> Workspace:
+    """From images to a searchable workspace; what is done already is not done again.
+
+    Arguments
+        images, workspace: see `index.encode_images`.
+        rank: of the statistics; see `index.fit_workspace`. index_rank: of the index; see `index.build_index`.
+        options: of `index.encode_images`.
+
+    Raises: what those three raise.
+    """
+    encode_images(images, workspace, progress=progress, **options)
+    fit_workspace(workspace, rank=rank, progress=progress)
+    build_index(workspace, rank=index_rank, progress=progress)
+    return Workspace.open(workspace)
