@@ -17,7 +17,8 @@ from .run import run_images
 
 __all__ = ["Picture", "run_demo"]
 
-_QUERY_ROW = 7
+_QUERY = "astronaut/040-000-004"
+"""Key of the crop that is searched for: an astronaut, head to waist."""
 _LEVELS: tuple[tuple[float, Question], ...] = ((1.0, "source"), (1.0, "endpoint"), (4.0, "target"))
 
 
@@ -51,8 +52,10 @@ def run_demo(workspace: str | Path, *, progress: Progress = silent) -> list[Pict
     plot_spectrum(fitted, numbers, pictures[0].path, "the demo's photographs")
     pictures.append(Picture(root / "directions.png", "the leading directions: light, then gradients, then detail"))
     plot_eigenimages(fitted, made.encoder(), pictures[1].path)
+    keys = made.latents.metadata(["key"]).column("key").to_pylist()
+    row = next(number for number, name in enumerate(keys) if name == _QUERY)
     for sigma, question in _LEVELS:
-        answer = search_workspace(made.root, row=_QUERY_ROW, sigma=sigma, question=question)
+        answer = search_workspace(made.root, row=row, sigma=sigma, question=question)
         path = root / f"search-{question}-sigma{sigma:g}.png"
         save_answer(answer, made.root, path)
         pictures.append(Picture(path, _what(question, sigma)))
@@ -64,4 +67,4 @@ def _what(question: str, sigma: float) -> str:
         return f"a crop under noise of sigma {sigma:g}: its source is found again, with its probability"
     if question == "endpoint":
         return "the same state: what the final image will be near to, found before it exists"
-    return f"at sigma {sigma:g} the crop cannot be seen, the predicted target already has its outline"
+    return f"at sigma {sigma:g} nothing can be seen of the crop; the predicted target has its light and its outline already"

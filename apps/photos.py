@@ -1,7 +1,7 @@
 """The demo's collection: crops of the natural photographs that ship inside scikit-image.
 
-Nothing is downloaded. Each photograph is halved in size again and again, and at every size cut into overlapping squares, so
-that the collection has the statistics of natural images at several scales.
+Nothing is downloaded. Each photograph is reduced to several sizes, and at every size cut into overlapping squares, so that
+the collection shows the same things whole, in part, and in detail.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ PHOTOGRAPHS = {
     "rocket": "rocket.jpg",
     "motorcycle": "motorcycle_left.png",
     "galaxies": "hubble_deep_field.jpg",
-    "retina": "retina.jpg",
-    "tissue": "ihc.png",
 }
-_LARGEST_PX = 256
-_STRIDE = 10
+_SIZES_AND_STRIDES = ((32, 1), (40, 2), (52, 3), (72, 5), (104, 8), (160, 12))
+"""Shorter side of the reduced photograph and distance between crops, in pixels."""
 
 
 def write_crops(path: Path) -> int:
@@ -54,10 +52,10 @@ def write_crops(path: Path) -> int:
     rows = []
     for label, name in enumerate(names):
         with Image.open(folder / PHOTOGRAPHS[name]) as photograph:
-            for number, crop in enumerate(_crops(photograph.convert("RGB"))):
+            for place, crop in _crops(photograph.convert("RGB")):
                 buffer = io.BytesIO()
                 crop.save(buffer, "PNG")
-                image = {"bytes": buffer.getvalue(), "path": f"{name}/{number:04d}.png"}
+                image = {"bytes": buffer.getvalue(), "path": f"{name}/{place}.png"}
                 rows.append({"image": image, "label": label, "caption": name})
     order = np.random.default_rng(0).permutation(len(rows))
     with atomic_path(path) as temporary:
@@ -74,14 +72,12 @@ def _photograph_folder() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-def _crops(photograph: Image.Image) -> Iterator[Image.Image]:
-    side = _LARGEST_PX
-    while side >= CROP_PX:
-        scaled = photograph.copy()
-        scale = side / min(scaled.size)
-        scaled = scaled.resize((round(scaled.width * scale), round(scaled.height * scale)), Image.Resampling.LANCZOS)
-        stride = _STRIDE if side < _LARGEST_PX else 2 * _STRIDE
-        for top in range(0, scaled.height - CROP_PX + 1, stride):
-            for left in range(0, scaled.width - CROP_PX + 1, stride):
-                yield scaled.crop((left, top, left + CROP_PX, top + CROP_PX))
-        side //= 2
+def _crops(photograph: Image.Image) -> Iterator[tuple[str, Image.Image]]:
+    """Every crop with its place: size of the reduced photograph, top and left of the crop, in pixels."""
+    for side, stride in _SIZES_AND_STRIDES:
+        scale = side / min(photograph.size)
+        width, height = round(photograph.width * scale), round(photograph.height * scale)
+        scaled = photograph.resize((width, height), Image.Resampling.LANCZOS)
+        for top in range(0, height - CROP_PX + 1, stride):
+            for left in range(0, width - CROP_PX + 1, stride):
+                yield f"{side:03d}-{top:03d}-{left:03d}", scaled.crop((left, top, left + CROP_PX, top + CROP_PX))

@@ -119,10 +119,8 @@ def save_answer(answer: Answer, workspace: str | Path, path: str | Path, *, enco
     neighbours = torch.from_numpy(store.read([row["row"] for row in answer.rows])).float().view(-1, *store.shape)
     query = [Panel(_picture(decoder, answer.clean), "query", answer.name)]
     if answer.sigma > 0:
-        # A noisy latent leaves the range of images; divided by alpha and scaled to the data's spread it can be looked at.
-        spread = float(answer.clean.std()) or 1.0
-        shown = answer.noisy / max(answer.alpha, 1e-3)
-        shown = shown * min(1.0, 3 * spread / float(shown.std()))
+        # A noisy latent leaves the range of images; at the root mean square of the query it can be looked at.
+        shown = answer.noisy * float(answer.clean.norm() / answer.noisy.norm())
         query.append(Panel(_picture(decoder, shown), "noised", f"alpha {answer.alpha:.3g}, sigma {answer.sigma:.3g}"))
         query.append(Panel(_picture(decoder, answer.target), "predicted target", "closed form, in one step"))
     found = [
@@ -167,4 +165,6 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def _score(name: str, row: dict[str, Any]) -> str:
-    return f"{row[name]:.1%} probable" if name == "probability" else f"distance {row[name]:.3g}"
+    if name == "distance":
+        return f"distance {row[name]:.3g}"
+    return f"{row[name]:.1%} probable" if row[name] >= 0.001 else "under 0.1% probable"
