@@ -50,8 +50,8 @@ class Moments:
 
     Raises: InputError if the scatter matrix cannot fit into the machine's memory.
 
-    Cost: n d^2 multiply-adds, half of a general product's; 8 d^2 bytes, in `fast` up to 16 384 d more for the product of a chunk.
-    Exact, one pass. A chunk of 4096 rows (8192 on CUDA) waits in memory.
+    Cost: n d^2 multiply-adds, half of a general product's; 8 d^2 bytes, and in `fast` up to 16 384 d more for the
+    product of a chunk. Exact, one pass. A chunk of 4096 rows (8192 on CUDA) waits in memory.
 
     Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
 

@@ -17,8 +17,8 @@ from .errors import NonFiniteError
 
 __all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "center", "mirror"]
 
-_SUM_ROWS = 64  # rows summed in float64 at a time: small enough to stay in cache
-_ADD_ROWS = 64  # matrix rows joined at a time, for the same reason
+_BLOCK = 32_768  # values in an elementwise step: it stays in cache, and torch gives it to one thread, which does not
+# wait for others: memory is the limit here, and threads that wait would keep the product's from running
 _PANEL = 4096  # matrix rows multiplied at a time in float32: bounds the memory of the product
 _TILE = 1024
 _SAFE_MAX = 1e15  # values between the two have squares and sums of squares inside the range of float32
@@ -44,7 +44,7 @@ def center(rows: Tensor) -> Tensor:
     The mean is summed in float64. From float32 rows it is taken off in two float32 parts, so that rows 1000 standard
     deviations from zero lose nothing but the rounding of the result.
     """
-    step = _SUM_ROWS if rows.device.type == "cpu" else len(rows)
+    step = max(1, _BLOCK // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), step):
         total += rows[start : start + step].double().sum(0)
@@ -108,7 +108,9 @@ def _add_rows_by_blas(scatter: Tensor, rows: np.ndarray, alpha: float, scratch: 
             right = np.ascontiguousarray(rows[:, stop:]).T
             out = scratch.matrix(d - stop, stop - start)
             product = sgemm(1.0, right, left, trans_b=1, beta=0.0, c=out, overwrite_c=1)
-            scatter[start:stop, stop:].add_(torch.from_numpy(product.T), alpha=alpha)
+            below, block = torch.from_numpy(product.T), scatter[start:stop, stop:]
+            for first, last in _row_blocks(block):
+                block[first:last].add_(below[first:last], alpha=alpha)
 
 
 def _add_rows_by_matmul(scatter: Tensor, rows: Tensor, alpha: float) -> None:
@@ -137,15 +139,20 @@ def add_scatter(scatter: Tensor, other: Tensor) -> None:
 
 
 def _add_triangle(scatter: Tensor, other: Tensor, alpha: float) -> None:
-    for start in range(0, len(scatter), _ADD_ROWS):
-        stop = start + _ADD_ROWS
+    for start, stop in _row_blocks(scatter):
         scatter[start:stop, start:].add_(other[start:stop, start:], alpha=alpha)
+
+
+def _row_blocks(matrix: Tensor) -> Iterator[tuple[int, int]]:
+    """Rows first to last of blocks that an elementwise step takes at once."""
+    step = max(1, _BLOCK // matrix.shape[1]) if matrix.device.type == "cpu" else _PANEL
+    for start in range(0, len(matrix), step):
+        yield start, start + step
 
 
 def add_outer(scatter: Tensor, weight: float, vector: Tensor) -> None:
     """Add weight * vector vector^T to the upper triangle of `scatter`; vector (d,) float64."""
-    for start in range(0, len(scatter), _ADD_ROWS):
-        stop = start + _ADD_ROWS
+    for start, stop in _row_blocks(scatter):
         scatter[start:stop, start:].addr_(vector[start:stop], vector[start:], alpha=weight)
 
 

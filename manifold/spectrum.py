@@ -93,8 +93,7 @@ def power_law(eigvals: Tensor, first: int, last: int) -> PowerLaw:
     """Fit a straight line to log lambda against log rank.
 
     Ranks are gathered into up to 16 bins of equal width in log rank, one point a bin. So every octave has the same
-    say, and the interval (Student's t, bins - 2 degrees of freedom) rests on points that do not repeat each other, as
-    neighbouring eigenvalues do.
+    say, and the interval rests on points that do not repeat each other, as neighbouring eigenvalues do.
 
     Arguments
         eigvals: (k,) descending.
@@ -121,9 +120,10 @@ def power_law(eigvals: Tensor, first: int, last: int) -> PowerLaw:
     residual = height - height.mean() - slope * deviation
     from scipy.stats import t
 
-    freedom = len(used) - 2
-    error = math.sqrt(float(residual @ residual) / freedom / float(deviation @ deviation))
-    half = float(t.ppf(0.975, freedom)) * error
+    # Bins differ in how many eigenvalues they hold, so their residuals differ in size: the HC3 estimate allows for it.
+    leverage = 1 / len(used) + deviation**2 / float(deviation @ deviation)
+    error = float(np.linalg.norm(deviation * residual / (1 - leverage))) / float(deviation @ deviation)
+    half = float(t.ppf(0.975, len(used) - 2)) * error
     line = y - (height.mean() + slope * (x - centre.mean()))
     misfit = float(np.sqrt((line**2).mean()) / math.log(10))
     return PowerLaw(-slope, -slope - half, -slope + half, first, last, misfit)

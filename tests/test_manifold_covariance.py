@@ -254,7 +254,7 @@ def test_negative_variances_are_repaired_aloud_or_refused():
     assert float(quiet.eigvals[-1]) == 0.0
     with pytest.warns(ManifoldWarning, match=r"1 negative variances down to -1e-05"):
         FullCovariance(zero, torch.tensor([1.0, 0.5, -1e-5], dtype=torch.float64), eye)
-    with pytest.raises(NotPSDError, match="lowest is -0.1 beside a largest of 1"):
+    with pytest.raises(NotPSDError, match=r"lowest is -0.1 beside a largest of 1"):
         FullCovariance(zero, torch.tensor([1.0, 0.5, -0.1], dtype=torch.float64), eye)
     with pytest.raises(NotPSDError, match="positive semidefinite"):
         StationaryCovariance(zero[:1], -torch.ones(2, 2, 1, 1, dtype=torch.complex128), 2)
