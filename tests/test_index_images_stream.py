@@ -175,7 +175,7 @@ def test_options(options: dict[str, object], message: str) -> None:
 def test_leaving_early_ends_the_processes() -> None:
     lists = decode_stream(ListSource([encoded(picture(8, 8))] * 500), 8, workers=2, batch=4)
     next(lists)
-    assert len(children()) == 2
+    assert 1 <= len(children()) <= 2
     lists.close()  # type: ignore[attr-defined]
     assert until(lambda: not children())
 
@@ -219,9 +219,9 @@ def test_an_image_that_crashes_the_decoder_is_rejected_alone(monkeypatch: pytest
 def test_a_collection_full_of_crashes_does_not_run_out_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
     boot_that(monkeypatch, "if data == b'crash': os.kill(os.getpid(), 11)")
     before = psutil.Process().num_fds()
-    for items in decode_stream(ListSource([b"crash"] * 12), 8, workers=1, batch=4):
+    for items in decode_stream(ListSource([b"crash"] * 16), 8, workers=1, batch=4):
         assert [item.reason for item in items if isinstance(item, Rejected)] == [stream.CRASHED] * 4
-        assert psutil.Process().num_fds() - before <= 3
+        assert psutil.Process().num_fds() - before <= 12  # one process's, and another's being started
 
 
 def test_a_killed_process_is_one_clear_error_and_not_a_wait_forever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,9 +332,9 @@ def started(tmp_path: Path, stuck: bool, then: str) -> tuple[subprocess.Popen[st
     )
     assert program.stdout is not None
     assert program.stdout.readline() == "started\n"
-    workers = psutil.Process(program.pid).children()
-    assert len(workers) == 2
-    return program, workers
+    process = psutil.Process(program.pid)
+    assert until(lambda: len(process.children()) >= 1 + stuck)  # one that is quick needs no second
+    return program, process.children()
 
 
 @pytest.mark.parametrize("stuck", [False, True])
