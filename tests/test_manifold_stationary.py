@@ -128,6 +128,21 @@ def test_resized_model_is_the_model_of_larger_images():
         small.resized(0, 4)
 
 
+def test_channels_that_repeat_each_other_keep_their_likelihood_in_float32(rng, tmp_path):
+    """Variances a ten-millionth of the largest survive float32, saving and loading."""
+    from manifold.covariance import load
+
+    rows = rng.standard_normal((200, 1, 4, 4)).repeat(6, axis=1) + 1e-6 * rng.standard_normal((200, 6, 4, 4))
+    store = ArrayRows(rows.reshape(200, -1))
+    exact = fit_stationary(CrossSpectrum.of(store, (6, 4, 4)), smoothing=0, dtype=torch.float64)
+    narrow = fit_stationary(CrossSpectrum.of(store, (6, 4, 4)), smoothing=0)
+    narrow.save(tmp_path / "model", {})
+    for model in (narrow, load(tmp_path / "model")[0], exact.to(dtype=torch.float32)):
+        assert model.mean.dtype == torch.float32
+        torch.testing.assert_close(model.eigvals, exact.eigvals.float(), rtol=1e-5, atol=0)
+        assert float(model.log_det()) == pytest.approx(float(exact.log_det()), rel=1e-5)
+
+
 def test_blend_scores_are_log_likelihoods_of_dense_blends():
     shape = (2, 3, 4)
     rows, other = images(shape, 200), images(shape, 50, seed=3)

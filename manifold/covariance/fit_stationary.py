@@ -56,8 +56,7 @@ def fit_stationary(
     elif smoothing < 0:
         raise InputError(f"smoothing must not be negative, it is {smoothing}")
     matrices = smooth(spectrum.matrices(), width, smoothing) * (spectrum.count / (spectrum.count - 1))
-    complex_type = torch.complex128 if dtype == torch.float64 else torch.complex64
-    return StationaryCovariance(spectrum.mean().to(dtype), matrices.to(complex_type), width, count=spectrum.count)
+    return StationaryCovariance(spectrum.mean().to(dtype), matrices, width, count=spectrum.count)
 
 
 def choose_smoothing(spectrum: CrossSpectrum, candidates: Sequence[float] = SMOOTHINGS) -> float:

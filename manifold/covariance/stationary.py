@@ -26,9 +26,10 @@ class StationaryCovariance(CovarianceModel):
     """Sigma = F^H diag over frequencies (P(f)) F, F the orthonormal Fourier transform of each channel.
 
     Arguments
-        channel_mean: (C,) mean of each channel.
+        channel_mean: (C,) mean of each channel; its type, float32 or float64, is the model's.
         spectrum: (H, W // 2 + 1, C, C) complex, Hermitian positive semidefinite, the half plane of the real transform.
-            Must be P(-f) = conj P(f) where both are in it.
+            Must be P(-f) = conj P(f) where both are in it. Kept as complex128 whatever the model's type: float32 would
+            lose the smallest variances of channels that nearly repeat each other.
         width: W.
         count: number of images the estimate rests on, where known.
 
@@ -45,18 +46,19 @@ class StationaryCovariance(CovarianceModel):
                 f"{channels}), it is {tuple(spectrum.shape)}"
             )
         self.shape = (channels, spectrum.shape[0], width)
-        self.spectrum = spectrum
+        self.spectrum = spectrum.to(torch.complex128)
         self.channel_mean = channel_mean
         self.count = count
         self.mean = channel_mean.repeat_interleave(self.shape[1] * width)
-        values, self._basis = torch.linalg.eigh(spectrum)  # (H, W', C), (H, W', C, C)
+        values, basis = torch.linalg.eigh(self.spectrum)  # (H, W', C), (H, W', C, C)
         lowest, largest = float(values.min()), float(values.max())
         if lowest < -1e-4 * largest:
             raise NotPSDError(
                 f"a cross-spectrum must be positive semidefinite, its lowest eigenvalue is {lowest:.3g} beside a "
                 f"largest of {largest:.3g}; estimate it again from the images"
             )
-        self._variances = values.clamp_min(0).permute(2, 0, 1).reshape(-1)  # (C H W')
+        self._basis = basis.to(_complex_type(channel_mean.dtype))
+        self._variances = values.clamp_min(0).permute(2, 0, 1).reshape(-1).to(channel_mean.dtype)  # (C H W')
         self.eigvals = self._variances.repeat_interleave(self._multiplicity()).sort(descending=True).values
 
     def _multiplicity(self) -> Tensor:
@@ -112,9 +114,8 @@ class StationaryCovariance(CovarianceModel):
         other.__dict__.update(self.__dict__)
         for name in ("mean", "channel_mean", "eigvals", "_variances"):
             setattr(other, name, getattr(self, name).to(device=device, dtype=dtype))
-        complex_type = None if dtype is None else torch.complex128 if dtype == torch.float64 else torch.complex64
-        for name in ("spectrum", "_basis"):
-            setattr(other, name, getattr(self, name).to(device=device, dtype=complex_type))
+        other.spectrum = self.spectrum.to(device=device)
+        other._basis = self._basis.to(device=device, dtype=None if dtype is None else _complex_type(dtype))
         return other
 
     def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -137,6 +138,10 @@ class StationaryCovariance(CovarianceModel):
         count = int(tensors["count"]) if "count" in tensors else None
         spectrum = torch.view_as_complex(tensors["spectrum"])
         return cls(tensors["mean"], spectrum, int(tensors["width"]), count=count)
+
+
+def _complex_type(dtype: torch.dtype) -> torch.dtype:
+    return torch.complex128 if dtype == torch.float64 else torch.complex64
 
 
 def whole_plane(half: Tensor, width: int) -> Tensor:
