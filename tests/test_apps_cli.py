@@ -1,0 +1,212 @@
+"""The command: what it prints, its exit codes, and that an error is one sentence."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import SHARED, needs_shared
+from manifold_apps.cli import app
+from PIL import Image
+from typer.testing import CliRunner
+
+COMMANDS = ["encode", "fit", "index", "run", "search", "info", "verify", "demo"]
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def manifold(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run the installed command as a user does."""
+    code = "from manifold_apps.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+
+
+def write_photos(folder: Path, count: int = 30) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        coarse.resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    photos = write_photos(root / "photos")
+    done = manifold("run", photos, "-w", root / "ws", "--size", 16)
+    assert done.returncode == 0, done.stderr
+    return root / "ws"
+
+
+def fails(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit code 1, nothing on standard output, and one sentence on standard error."""
+    assert done.returncode == 1
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_every_command_has_help_with_an_example():
+    listed = CliRunner().invoke(app, ["--help"]).output
+    for command in COMMANDS:
+        assert command in listed
+        result = CliRunner().invoke(app, [command, "--help"])
+        assert result.exit_code == 0
+        assert f"Example: manifold {command}" in result.output
+
+
+def test_every_command_stands_in_the_readme():
+    text = README.read_text()
+    assert sorted(COMMANDS) == sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+    for command in COMMANDS:
+        assert f"manifold {command}" in text, f"README does not show `manifold {command}`"
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['manifold', '--help']\n"
+        "from manifold_apps.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'diffusers', 'faiss', 'pyarrow', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_run_then_info_as_json(workspace):
+    done = manifold("info", workspace, "--json")
+    described = json.loads(done.stdout)
+    assert described["rows"] == 30
+    assert described["encoder"]["id"] == "pixels"
+    assert described["d"] == 3 * 16 * 16
+    assert described["spectrum"]["trace"] > described["spectrum"]["largest"] > 0
+    assert described["index"]["count"] == 30
+
+
+def test_info_for_people(workspace):
+    printed = manifold("info", workspace).stdout
+    for words in ("photos, 30 inputs", "3 x 16 x 16, d = 768", "participation ratio", "Flat, "):
+        assert words in printed
+
+
+def test_verify_says_whole_or_what_is_wrong(workspace, tmp_path):
+    import shutil
+
+    assert "whole: " in manifold("verify", workspace).stdout
+    damaged = tmp_path / "damaged"
+    shutil.copytree(workspace, damaged)
+    path = damaged / "latents" / "latents_00000.npy"
+    path.write_bytes(path.read_bytes()[:-2])
+    done = manifold("verify", damaged, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["problems"] == ["latents/latents_00000.npy differs from its checksum"]
+
+
+def test_search_finds_the_image_itself(workspace):
+    query = workspace.parent / "photos" / "07.png"
+    found = json.loads(manifold("search", workspace, query, "--json", "-k", 3).stdout)
+    assert found["neighbours"][0]["image_path"] == "07.png"
+    assert found["neighbours"][0]["distance"] == pytest.approx(0, abs=1e-2)
+    assert len(found["neighbours"]) == 3
+
+
+def test_search_from_noise_is_seeded_and_names_its_source(workspace):
+    query = workspace.parent / "photos" / "07.png"
+    arguments = ("search", workspace, query, "--sigma", 0.5, "--question", "source", "--json")
+    first, again = (json.loads(manifold(*arguments).stdout) for _ in range(2))
+    assert first == again
+    assert first["neighbours"][0]["image_path"] == "07.png"
+    assert first["neighbours"][0]["probability"] > 0.99
+    other = json.loads(manifold(*arguments, "--seed", 5).stdout)
+    assert other["neighbours"] != first["neighbours"]
+
+
+def test_search_at_a_timestep_of_a_scheduler(workspace, tmp_path):
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler.save_pretrained(tmp_path / "pipeline" / "scheduler")
+    arguments = ("--timestep", 500, "--scheduler", tmp_path / "pipeline", "--json")
+    found = json.loads(manifold("search", workspace, "--row", 3, *arguments).stdout)
+    assert found["alpha"] == pytest.approx(float(scheduler.alphas_cumprod[500]) ** 0.5)
+    assert found["alpha"] ** 2 + found["sigma"] ** 2 == pytest.approx(1)
+
+
+def test_search_prints_a_table_and_writes_a_sheet(workspace, tmp_path):
+    done = manifold("search", workspace, "--row", 3, "--sigma", 1, "--sheet", tmp_path / "sheet.png")
+    assert done.returncode == 0
+    assert "03.png" in done.stdout
+    assert "distance" in done.stdout
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 500
+
+
+def test_errors_are_one_sentence(workspace, tmp_path):
+    fails(manifold("encode", tmp_path / "nowhere", "-w", tmp_path / "ws"), "nowhere")
+    fails(manifold("info", tmp_path / "nowhere"), "make a workspace with: manifold encode")
+    fails(manifold("search", workspace), "name an image to search with, or a row")
+    fails(manifold("search", workspace, tmp_path / "no.png"), "cannot read the query image")
+    fails(manifold("search", workspace, "--row", 300), "rows are numbered 0 to 29")
+    fails(manifold("search", workspace, "--row", 3, "--timestep", 5), "--timestep and --scheduler belong together")
+    fails(manifold("search", workspace, "--row", 3, "--timestep", 5, "--scheduler", tmp_path), "scheduler_config.json")
+    fails(manifold("fit", workspace, "--rank", 5000), "between 1 and d = 768")
+    (tmp_path / "text.png").write_text("no image")
+    fails(manifold("search", workspace, tmp_path / "text.png"), "cannot be used")
+    photos = workspace.parent / "photos"
+    fails(manifold("encode", photos, "-w", tmp_path / "ws", "--encoder", "no-such/model"), "no-such/model", "pixels")
+    fails(manifold("encode", photos, "-w", workspace, "--size", 24), "image_size 16 there, 24 now")
+
+
+def test_debug_keeps_the_traceback(tmp_path):
+    done = manifold("--debug", "info", tmp_path / "nowhere")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_wrong_usage_exits_with_two(workspace):
+    assert manifold("encode").returncode == 2
+    assert manifold("search", workspace, "--question", "why").returncode == 2
+    assert manifold("no-such-command").returncode == 2
+
+
+@pytest.mark.slow
+def test_demo_runs_twice_and_writes_its_pictures(tmp_path):
+    pytest.importorskip("skimage", reason="needs the demo extra")
+    for _ in range(2):
+        done = manifold("demo", "-w", "demo", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    pictures = sorted(path.name for path in (tmp_path / "demo").glob("*.png"))
+    assert pictures == [
+        "directions.png",
+        "search-endpoint-sigma1.png",
+        "search-source-sigma1.png",
+        "search-target-sigma4.png",
+        "spectrum.png",
+    ]
+    for name in pictures:
+        assert f"demo/{name}" in done.stdout
+        with Image.open(tmp_path / "demo" / name) as picture:
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 50, "a picture shows something"
+
+
+@needs_shared
+@pytest.mark.slow
+def test_reference_figures_of_cifar_through_the_command(tmp_path):
+    """DESIGN's validated figures, to three digits, from the real file."""
+    done = manifold("run", SHARED / "cifar10-train.parquet", "-w", tmp_path / "ws", "--encoder", "pixels", "--size", 32)
+    assert done.returncode == 0, done.stderr
+    described = json.loads(manifold("info", tmp_path / "ws", "--json").stdout)
+    assert (described["rows"], described["rejects"], described["d"]) == (50_000, 0, 3072)
+    spectrum = described["spectrum"]
+    assert spectrum["trace"] == pytest.approx(754.6, rel=5e-4)
+    assert spectrum["largest"] == pytest.approx(220, rel=2e-3)
+    assert spectrum["participation_ratio"] == pytest.approx(9.16, rel=5e-4)
+    assert spectrum["components"] == {"50%": 4, "80%": 32, "90%": 93, "95%": 197, "99%": 537}
