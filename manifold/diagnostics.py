@@ -12,6 +12,7 @@ from .errors import InputError
 from .power import RadialPower, channel_variance, radial_power
 from .reproducibility import SplitHalf
 from .spectrum import (
+    SHARES,
     NoiseEdge,
     PowerLaw,
     components_for,
@@ -22,9 +23,7 @@ from .spectrum import (
     power_law,
 )
 
-__all__ = ["SHARES", "Diagnostics", "diagnose", "verdict"]
-
-SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
+__all__ = ["Diagnostics", "diagnose", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Diagnostics:
         count, d: rows and dimensions.
         trace, largest: total variance and largest eigenvalue.
         cumulative: (k,) share of the variance in the leading 1, 2, ..., k directions.
-        components: directions needed for each of SHARES, None where the model does not keep as many.
+        components: directions needed for each of `manifold.spectrum.SHARES`, None where the model does not keep as many.
         participation_ratio, effective_rank: see `manifold.spectrum`.
         power_law: over the stated range; None if too few eigenvalues are kept.
         noise_edge: Marchenko-Pastur; None if the model keeps only some of the eigenvalues.

@@ -19,14 +19,13 @@ from typing import Any
 from .errors import FormatError, InputError
 from .files import atomic_path, read_json, write_json
 from .gaussian import GaussianManifold
-from .spectrum import components_for, effective_rank, participation_ratio
+from .spectrum import SHARES, components_for, effective_rank, participation_ratio
 
 __all__ = ["from_pretrained", "save_pretrained"]
 
 _FORMAT = "latent-manifold.statistics.1"
 _FILES = ("config.json", "stats.safetensors", "README.md", "spectrum.png")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 
 def save_pretrained(
@@ -120,7 +119,7 @@ def _config(manifold: GaussianManifold, data: str) -> dict[str, Any]:
         "largest_eigenvalue": float(model.eigvals[0]),
         "participation_ratio": participation_ratio(model),
         "effective_rank": effective_rank(model),
-        "components": {f"{share:g}": n for share, n in zip(_SHARES, components_for(model, _SHARES), strict=True)},
+        "components": {f"{share:g}": n for share, n in zip(SHARES, components_for(model, SHARES), strict=True)},
     }
 
 

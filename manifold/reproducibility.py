@@ -12,7 +12,14 @@ from .covariance import LowRankCovariance, fit_covariance, fit_lowrank
 from .errors import InputError
 from .moments import Moments
 from .rows import RowStore, RowSubset
-from .spectrum import effective_rank, participation_ratio, power_law
+from .spectrum import (
+    SHARES,
+    components_for,
+    effective_rank,
+    marchenko_pastur_edge,
+    participation_ratio,
+    power_law,
+)
 
 __all__ = ["Convergence", "SplitHalf", "convergence", "split_half", "subspace_overlap"]
 
@@ -91,7 +98,9 @@ class Convergence:
     Attributes
         count: rows used.
         trace, largest: total variance and largest eigenvalue.
+        components: directions needed for each of `manifold.spectrum.SHARES` of the variance, None beyond those kept.
         participation_ratio, effective_rank: see `manifold.spectrum`.
+        above_noise: eigenvalues beyond the Marchenko-Pastur edge; None if only some eigenvalues are kept.
         exponent: of the power law over the ranks asked for; None if that few rows do not reach them.
         overlap: subspace overlap of the leading directions with those from all rows.
     """
@@ -99,8 +108,10 @@ class Convergence:
     count: int
     trace: float
     largest: float
+    components: tuple[int | None, ...]
     participation_ratio: float
     effective_rank: float
+    above_noise: int | None
     exponent: float | None
     overlap: float
 
@@ -135,14 +146,17 @@ def convergence(
     for one, part in parts.items():
         model = whole if one == 1 else _leading(part, None, device)
         k = min(rank, model.k, len(part) - 1, whole.k)
+        complete = model.k >= min(len(part) - 1, store.d)
         usable = last <= min(model.k, len(part) - 1) and float(model.eigvals[last - 1]) > 0
         points.append(
             Convergence(
                 count=len(part),
                 trace=float(model.trace(lambda variance: variance)),
                 largest=float(model.eigvals[0]),
+                components=components_for(model, SHARES),
                 participation_ratio=participation_ratio(model),
                 effective_rank=effective_rank(model),
+                above_noise=marchenko_pastur_edge(model.eigvals, len(part), store.d).above if complete else None,
                 exponent=power_law(model.eigvals, first, last).exponent if usable else None,
                 overlap=float(subspace_overlap(model.eigvecs[:, :k], whole.eigvecs[:, :k])[-1]),
             )

@@ -17,6 +17,7 @@ from .covariance import CovarianceModel
 from .errors import InputError
 
 __all__ = [
+    "SHARES",
     "NoiseEdge",
     "PowerLaw",
     "components_for",
@@ -26,6 +27,10 @@ __all__ = [
     "participation_ratio",
     "power_law",
 ]
+
+
+SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
+"""Shares of the variance whose number of components is reported everywhere."""
 
 
 def cumulative_variance(model: CovarianceModel) -> Tensor:

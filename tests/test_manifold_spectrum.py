@@ -9,13 +9,14 @@ from helpers import assert_close
 
 from manifold.covariance import CovarianceModel, FullCovariance, LowRankCovariance, fit_covariance, fit_stationary
 from manifold.cross_spectrum import CrossSpectrum
-from manifold.diagnostics import SHARES, diagnose, verdict
+from manifold.diagnostics import diagnose, verdict
 from manifold.errors import InputError, ShapeError
 from manifold.moments import Moments
 from manifold.power import channel_variance, frequency_power, radial_power
 from manifold.reproducibility import convergence, split_half, subspace_overlap
 from manifold.rows import ArrayRows
 from manifold.spectrum import (
+    SHARES,
     components_for,
     cumulative_variance,
     effective_rank,
@@ -237,6 +238,9 @@ def test_convergence_approaches_the_whole(rng):
         np.trace(np.cov(rows.T)) ** 2 / np.linalg.norm(np.cov(rows.T)) ** 2, rel=1e-4
     )
     assert all(point.exponent is not None for point in points)
+    assert all(6 <= point.above_noise <= 7 for point in points)
+    cumulative = np.linalg.eigvalsh(np.cov(rows.T))[::-1].cumsum() / np.trace(np.cov(rows.T))
+    assert points[-1].components == tuple(int((cumulative < share).sum()) + 1 for share in SHARES)
     assert convergence(ArrayRows(rows[:64]), 6, first=1, last=30)[0].exponent is None
     with pytest.raises(InputError, match="include 1"):
         convergence(ArrayRows(rows), modulus=(2, 4))
