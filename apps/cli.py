@@ -40,6 +40,9 @@ ImagesArgument = Annotated[
 EncoderOption = Annotated[
     str, typer.Option(help="`pixels`, or a diffusers autoencoder: a local folder or a hub id (pipelines too).")
 ]
+ColumnOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column with the images, for tables that have several.")
+]
 SizeOption = Annotated[
     int | None, typer.Option(help="Side of the square image in pixels. [default: 64 for pixels, else 512]")
 ]
@@ -81,6 +84,7 @@ def options(
 def encode(
     images: ImagesArgument,
     workspace: WorkspaceOption,
+    image_column: ColumnOption = None,
     encoder: EncoderOption = "pixels",
     size: SizeOption = None,
     crop: CropOption = "center",
@@ -104,9 +108,9 @@ def encode(
 
     with long_work() as progress:
         made = encode_images(
-            images, workspace, encoder=encoder, size=size, crop=crop, mode=mode, dtype=dtype, tile=tile, device=device,
-            batch_size=batch_size, workers=workers, seed=seed, max_rejects=max_rejects, shard_rows=shard_rows,
-            progress=progress,
+            images, workspace, image_column=image_column, encoder=encoder, size=size, crop=crop, mode=mode, dtype=dtype,
+            tile=tile, device=device, batch_size=batch_size, workers=workers, seed=seed, max_rejects=max_rejects,
+            shard_rows=shard_rows, progress=progress,
         )  # fmt: skip
     out.print(_encoded(made.manifest.count, made.manifest.rejects, made.rejects_path))
 
@@ -162,21 +166,17 @@ def index(
 def run(
     images: ImagesArgument,
     workspace: WorkspaceOption,
+    image_column: ColumnOption = None,
     encoder: EncoderOption = "pixels",
     size: SizeOption = None,
     crop: CropOption = "center",
-    mode: ModeOption = "mode",
     dtype: DtypeOption = "float32",
-    tile: TileOption = None,
     device: DeviceOption = None,
-    batch_size: BatchOption = None,
     workers: WorkersOption = None,
-    seed: SeedOption = 0,
     max_rejects: RejectsOption = 0.05,
-    shard_rows: ShardOption = None,
     rank: RankOption = None,
 ) -> None:
-    """Encode, fit and index in one go.
+    """Encode, fit and index in one go; for more options run the three one by one.
 
     Example: manifold run photos/ -w ws --size 64
     """
@@ -186,9 +186,8 @@ def run(
 
     with long_work() as progress:
         run_images(
-            images, workspace, encoder=encoder, size=size, crop=crop, mode=mode, dtype=dtype, tile=tile, device=device,
-            batch_size=batch_size, workers=workers, seed=seed, max_rejects=max_rejects, shard_rows=shard_rows, rank=rank,
-            progress=progress,
+            images, workspace, image_column=image_column, encoder=encoder, size=size, crop=crop, dtype=dtype,
+            device=device, workers=workers, max_rejects=max_rejects, rank=rank, progress=progress,
         )  # fmt: skip
     out.print(description_table(describe_workspace(workspace)))
 

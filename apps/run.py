@@ -19,7 +19,6 @@ def run_images(
     workspace: str | Path,
     *,
     rank: int | None = None,
-    index_rank: int | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> Workspace:
@@ -27,12 +26,12 @@ def run_images(
 
     Arguments
         images, workspace: see `index.encode_images`.
-        rank: of the statistics; see `index.fit_workspace`. index_rank: of the index; see `index.build_index`.
+        rank: of the statistics; see `index.fit_workspace`.
         options: of `index.encode_images`.
 
     Raises: what those three raise.
     """
     encode_images(images, workspace, progress=progress, **options)
     fit_workspace(workspace, rank=rank, progress=progress)
-    build_index(workspace, rank=index_rank, progress=progress)
+    build_index(workspace, progress=progress)
     return Workspace.open(workspace)

@@ -2,6 +2,8 @@ from .build import build_index as build_index
 from .encode import encode_images as encode_images
 from .encoders import open_encoder as open_encoder
 from .fit import fit_workspace as fit_workspace
+from .images import decode_image as decode_image
+from .images import open_collection as open_collection
 from .search import Hits as Hits
 from .search import Searcher as Searcher
 from .verify import Verification as Verification

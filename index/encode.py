@@ -38,6 +38,7 @@ def encode_images(
     images: str | Path,
     workspace: str | Path,
     *,
+    image_column: str | None = None,
     encoder: str | Encoder = "pixels",
     size: int | None = None,
     crop: Literal["center", "squash"] = "center",
@@ -58,6 +59,7 @@ def encode_images(
         images: a folder, webdataset shards (braces allowed), parquet with image bytes, a Hugging Face dataset saved to
             disk; or a folder of embeddings (.npy), which is imported as it is.
         workspace: the folder to make or to continue.
+        image_column: column with the images, for tables that have several.
         encoder: `pixels`, a diffusers VAE by hub id or local folder, or an opened encoder.
         size: side of the square image the encoder sees, in pixels; 64 for `pixels`, 512 for a VAE unless given.
         crop: `center` cuts the middle square, `squash` distorts.
@@ -84,7 +86,7 @@ def encode_images(
     for name, value in (("size", size), ("batch_size", batch_size), ("shard_rows", shard_rows), ("tile", tile)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    collection = open_collection(images)
+    collection = open_collection(images, image_column=image_column)
     opened: Encoder | None = None
     if isinstance(collection, EmbeddingSource):
         from .encoders import embedding_spec

@@ -17,6 +17,8 @@ from .latents import LatentStore
 __all__ = ["posterior"]
 
 _BATCH_BYTES = 64 * 2**20
+_BLOCK = 16
+"""States in one matrix product. Blocks are filled up, so that a state's numbers do not depend on how many come with it."""
 _SPARE = 32
 """Rows beyond k whose distances are taken again in float64: float32 orders neighbours this close only roughly."""
 
@@ -40,17 +42,18 @@ def posterior(
     """
     kept = min(k + _SPARE, len(store))
     centred = x_t - alpha[:, None].float() * mean
-    lengths = centred.double().square().sum(1)
+    lengths = torch.stack([one.double().square().sum() for one in centred])
     best = torch.full((len(x_t), kept), torch.inf, dtype=torch.float64)
     best_ids = torch.full((len(x_t), kept), -1, dtype=torch.int64)
     log_mass = torch.full((len(x_t),), -torch.inf, dtype=torch.float64)
     start = 0
     for batch in store.batches(max(1, _BATCH_BYTES // (4 * store.d))):
         rows = torch.from_numpy(batch).float() - mean
-        products = centred @ rows.T
+        products = _products(centred, rows)
         squared = lengths[:, None] - 2 * alpha[:, None] * products + alpha[:, None] ** 2 * rows.double().square().sum(1)
         squared = squared.clamp_min(0)
-        log_mass = torch.logaddexp(log_mass, torch.logsumexp(-squared / (2 * sigma[:, None] ** 2), 1))
+        mass = [torch.logsumexp(-one / (2 * width**2), 0) for one, width in zip(squared, sigma, strict=True)]
+        log_mass = torch.logaddexp(log_mass, torch.stack(mass))
         numbers = torch.arange(start, start + len(rows)).expand(len(x_t), -1)
         best, chosen = torch.cat([best, squared], 1).topk(kept, largest=False)
         best_ids = torch.cat([best_ids, numbers], 1).gather(1, chosen)
@@ -69,6 +72,13 @@ def posterior(
         ids[row] = best_ids[row].numpy()[order]
         probabilities[row] = (logits - total).exp().numpy()[order]
     return ids, probabilities
+
+
+def _products(states: Tensor, rows: Tensor) -> Tensor:
+    """states @ rows.T, (m, n), in blocks of one shape."""
+    padding = -len(states) % _BLOCK
+    padded = torch.nn.functional.pad(states, (0, 0, 0, padding))
+    return torch.cat([block @ rows.T for block in padded.split(_BLOCK)])[: len(states)]
 
 
 def _exact_squared(store: LatentStore, ids: np.ndarray, x_t: Tensor, alpha: float) -> np.ndarray:

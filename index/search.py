@@ -139,7 +139,7 @@ class Searcher:
         if question == "target":
             ids, scores = self._by_prediction(flat, a, s, k)
         else:
-            ids, scores = self._by_distance(self.manifold.endpoint(flat, a, s), k)
+            ids, scores = self._by_distance(self._endpoints(flat, a, s), k)
         if question == "source":
             return Hits(ids, _shares(scores), "probability", self._store)
         return Hits(ids, scores, "distance", self._store)
@@ -165,13 +165,25 @@ class Searcher:
             raise InputError(f"{name} must be finite and at least 0, it is {level.tolist()}")
         return level.expand(n)
 
+    def _endpoints(self, flat: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """Where each state ends, (n, d) float64; a clean state is there already, to the last bit.
+
+        State by state: a matrix product of several rows rounds differently from that of one, and results must not depend
+        on how a caller cuts a batch.
+        """
+        ends = flat.double() / a[:, None]
+        for state in s.nonzero().flatten().tolist():
+            one = slice(state, state + 1)
+            ends[one] = self.manifold.endpoint(flat[one], a[one], s[one]).double()
+        return ends
+
     def _by_distance(self, targets: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Exact nearest latents of full-variance targets."""
         from .faiss_io import nearest
 
-        candidates = nearest(self._index, targets.numpy(), self._candidates(k))
+        candidates = nearest(self._index, targets.float().numpy(), self._candidates(k))
         ones = torch.ones(self._k, dtype=torch.float64)
-        return self._rank_exactly(targets.double(), candidates, [ones] * len(targets), 1.0, k)
+        return self._rank_exactly(targets, candidates, [ones] * len(targets), 1.0, k)
 
     def _by_prediction(self, flat: Tensor, a: Tensor, s: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Nearest expected predictions: sum over modes of g^2 (query - row)^2 with the query unshrunk, y / alpha."""

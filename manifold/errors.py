@@ -10,7 +10,8 @@ ManifoldError
 ├── MismatchError      two sound parts that do not belong together (encoder, width, model)
 ├── TooManyRejectsError  more unusable images than the caller allows
 ├── StorageError       the disk is full, or a folder cannot be written
-└── MissingExtraError  an optional package is not installed
+├── MissingExtraError  an optional package is not installed
+└── WorkerDiedError    a decoding process was killed (defined in `index.images`)
 
 Messages say what must hold, what came, and what to do. The command line turns these, and only these, into one
 sentence; anything else is a bug and keeps its traceback.

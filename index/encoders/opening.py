@@ -60,7 +60,7 @@ def open_encoder(
         return PixelEncoder(image_size)
     folder, revision = _locate(id)
     folder, config = _autoencoder_config(folder, id)
-    vae = _load(folder, config, id)
+    vae = _load(folder, config, id, dtype)
     return VaeEncoder(
         vae,
         id=id,
@@ -147,15 +147,27 @@ def _autoencoder_config(folder: Path, id: str) -> tuple[Path, dict[str, Any]]:
     return folder, config
 
 
-def _load(folder: Path, config: dict[str, Any], id: str) -> Any:
+def _load(folder: Path, config: dict[str, Any], id: str, dtype: str) -> Any:
     import diffusers
     from safetensors import SafetensorError
 
+    # The pipelines of models marked force_upcast (SDXL) run their autoencoder in float32 where the rest runs in float16.
+    upcast = dtype == "float16" and config.get("force_upcast", False)
+    kind = getattr(diffusers, config["_class_name"])
+    verbosity = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()
     try:
-        return getattr(diffusers, config["_class_name"]).from_pretrained(folder, use_safetensors=True)
+        return kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32 if upcast else getattr(torch, dtype),
+        )
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FormatError(f"the autoencoder in {id} cannot be loaded ({reason}); save or download it again") from error
+    finally:
+        diffusers.logging.set_verbosity(verbosity)
 
 
 def _hash(folder: Path, config: dict[str, Any]) -> str:

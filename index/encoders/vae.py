@@ -33,7 +33,7 @@ class VaeEncoder:
     """A diffusers autoencoder as an encoder of square images. Open one with `open_encoder`.
 
     Arguments
-        vae: the loaded model, one of `SUPPORTED`.
+        vae: the loaded model, one of `SUPPORTED`, in the type it is to compute in.
         id, image_size, revision, config_hash, mode, dtype, tile, seed: as in EncoderSpec.
         device: where it runs.
 
@@ -67,10 +67,8 @@ class VaeEncoder:
             )
         if tile is not None:
             _set_tile(vae, self._kind, tile, factor)
-        # The pipelines of models marked force_upcast (SDXL) run their autoencoder in float32 whatever the rest runs in.
-        upcast = dtype == "float16" and bool(getattr(vae.config, "force_upcast", False))
-        self._dtype = torch.float32 if upcast else getattr(torch, dtype)
-        self._vae = vae.eval().requires_grad_(False).to(device=device, dtype=self._dtype)
+        self._vae = vae.eval().requires_grad_(False).to(device)
+        self._dtype = vae.dtype
         self._device = torch.device(device)
         scaling, shift = _scaling(vae, self._kind)
         channels = int(vae.config.latent_channels) * (4 if self._kind == "AutoencoderKLFlux2" else 1)
@@ -131,7 +129,8 @@ class VaeEncoder:
         """Image pixels per latent pixel along one side."""
         kind = type(vae).__name__
         if kind == "AutoencoderTiny":
-            return int(vae.spatial_scale_factor)
+            # Not its spatial_scale_factor, which diffusers computes from the number of colours.
+            return int(2 ** (len(vae.config.encoder_block_out_channels) - 1))
         if kind == "AutoencoderDC":
             return int(vae.spatial_compression_ratio)
         return int(2 ** (len(vae.config.block_out_channels) - 1)) * (2 if kind == "AutoencoderKLFlux2" else 1)
@@ -154,6 +153,12 @@ def _set_tile(vae: Any, kind: str, tile: int, factor: int) -> None:
     """Cut images larger than `tile` pixels into overlapping tiles of that side."""
     if tile % factor or tile < 2 * factor:
         raise InputError(f"a tile's side must be a multiple of {factor}, at least {2 * factor}, it is {tile}")
+    if kind == "AutoencoderTiny":
+        if vae.config.latent_channels != 4:
+            raise InputError(
+                "diffusers tiles an AutoencoderTiny only if it has 4 latent channels; encode without --tile"
+            )
+        vae.spatial_scale_factor = factor
     if kind == "AutoencoderDC":
         stride = max(factor, tile * 3 // 4 // factor * factor)
         vae.enable_tiling(tile, tile, stride, stride)
