@@ -1,0 +1,215 @@
+"""NoiseSchedule against the diffusers schedulers themselves: what they add, visit, show the network, and make of it."""
+
+import diffusers
+import pytest
+import torch
+
+from manifold.errors import InputError, ShapeError
+from manifold.schedule import NoiseSchedule, levels_at_snr
+from manifold.snr_curves import FlowCurve, TableCurve
+
+# diffusers passes tensors to numpy the old way; nothing of ours.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+CASES = [
+    ("DDPMScheduler", SD, "vp"),
+    ("DDPMScheduler", {**SD, "prediction_type": "v_prediction"}, "vp"),
+    ("DDPMScheduler", {**SD, "prediction_type": "sample"}, "vp"),
+    ("DDIMScheduler", SD, "vp"),
+    ("DDIMScheduler", {**SD, **ZERO_SNR}, "vp"),
+    ("PNDMScheduler", {**SD, "skip_prk_steps": True}, "vp"),
+    ("DPMSolverMultistepScheduler", SD, "vp"),
+    ("DPMSolverMultistepScheduler", {**SD, "prediction_type": "v_prediction"}, "vp"),
+    ("DPMSolverMultistepScheduler", {**SD, **ZERO_SNR}, "vp"),
+    ("DPMSolverMultistepScheduler", {**SD, "use_karras_sigmas": True}, "vp"),
+    ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}, "flow"),
+    ("UniPCMultistepScheduler", SD, "vp"),
+    (
+        "UniPCMultistepScheduler",
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3},
+        "flow",
+    ),
+    ("EulerDiscreteScheduler", SD, "ve"),
+    ("EulerDiscreteScheduler", {**SD, "prediction_type": "v_prediction", "use_karras_sigmas": True}, "ve"),
+    ("EulerDiscreteScheduler", {**SD, **ZERO_SNR}, "ve"),
+    ("EulerDiscreteScheduler", {**SD, "prediction_type": "v_prediction", "timestep_type": "continuous"}, "ve"),
+    ("EulerDiscreteScheduler", {**SD, "prediction_type": "sample", "timestep_spacing": "leading"}, "ve"),
+    ("EulerAncestralDiscreteScheduler", SD, "ve"),
+    ("HeunDiscreteScheduler", SD, "ve"),
+    ("HeunDiscreteScheduler", {**SD, "prediction_type": "v_prediction", "use_karras_sigmas": True}, "ve"),
+    ("LMSDiscreteScheduler", SD, "ve"),
+    ("EDMEulerScheduler", {}, "ve"),
+    ("EDMEulerScheduler", {"prediction_type": "v_prediction", "sigma_data": 1.0}, "ve"),
+    ("EDMDPMSolverMultistepScheduler", {}, "ve"),
+    ("FlowMatchEulerDiscreteScheduler", {}, "flow"),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "flow"),
+    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "shift_terminal": 0.02}, "flow"),
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, "flow"),
+]
+IDS = [f"{name}-{'-'.join(map(str, options.values()))}" for name, options, _ in CASES]
+
+
+def made(name, options, steps=12):
+    scheduler = getattr(diffusers, name)(**options)
+    scheduler.set_timesteps(steps, **({"mu": 0.9} if options.get("use_dynamic_shifting") else {}))
+    return scheduler
+
+
+@pytest.fixture
+def pair(fixed_seed):
+    return torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
+
+
+@pytest.mark.parametrize(("name", "options", "coordinates"), CASES, ids=IDS)
+def test_levels_are_what_the_scheduler_adds_at_every_step_it_visits(name, options, coordinates, pair):
+    scheduler, (x0, eps) = made(name, options), pair
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    assert schedule.coordinates == coordinates
+    add = getattr(scheduler, "scale_noise", None)
+    for t in dict.fromkeys(scheduler.timesteps.tolist()):
+        scheduler._step_index = None  # FlowMatchHeun's scale_noise remembers the first timestep it saw
+        at = torch.tensor([t], dtype=scheduler.timesteps.dtype)
+        expected = scheduler.add_noise(x0, eps, at) if add is None else add(x0, at, eps)
+        alpha, sigma = schedule.levels(t)
+        torch.testing.assert_close((alpha * x0 + sigma * eps).float(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name, options, where in CASES if where != "flow" and "EDM" not in name]
+)
+def test_every_training_timestep_of_alphas_cumprod(name, options):
+    if options.get("timestep_type") == "continuous":
+        pytest.skip("its timesteps are log(sigma) / 4, not numbers from 0 to 999")
+    scheduler = getattr(diffusers, name)(**options)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    t = torch.arange(1000)
+    alpha, sigma = levels_at_snr(schedule.log_snr(t), "vp")
+    torch.testing.assert_close(alpha, scheduler.alphas_cumprod.double().sqrt(), rtol=2e-7, atol=2e-7)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(1000, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name, options, _ in CASES if "sigmas" not in str(options)]
+)
+def test_visited_levels_are_the_schedulers_sigmas(name, options):
+    scheduler = made(name, options)
+    if not hasattr(scheduler, "sigmas"):
+        pytest.skip("keeps no sigmas; its alphas_cumprod are tested above")
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    ratio = torch.exp(-0.5 * schedule.log_snr(scheduler.timesteps))
+    sigmas = scheduler.sigmas[: len(scheduler.timesteps)].double()
+    expected = sigmas / (1 - sigmas) if schedule.coordinates == "flow" else sigmas
+    torch.testing.assert_close(ratio, expected, rtol=1e-9, atol=0)
+
+
+STEPPING = [case[:2] for case in CASES if case[0] not in ("PNDMScheduler", "UniPCMultistepScheduler")]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), STEPPING, ids=[i for i, c in zip(IDS, CASES, strict=True) if c[:2] in STEPPING]
+)
+def test_predicted_target_and_network_input_are_the_schedulers_own(name, options, pair, monkeypatch):
+    """`step` of each scheduler, stopped at the step's start, gives the x0 it believes in."""
+    options = {**options, **({"clip_sample": False} if name in ("DDPMScheduler", "DDIMScheduler") else {})}
+    scheduler, (state, output) = made(name, options), pair
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    t = scheduler.timesteps[4]
+    if hasattr(scheduler, "scale_model_input"):
+        shown = scheduler.scale_model_input(state, t)
+        torch.testing.assert_close(schedule.network_input(state, t), shown, rtol=1e-5, atol=1e-6)
+    if hasattr(scheduler, "convert_model_output"):
+        scheduler._init_step_index(t)
+        expected = scheduler.convert_model_output(output, sample=state)
+    elif name == "LMSDiscreteScheduler":
+        expected = scheduler.step(output, t, state).pred_original_sample
+    elif name.startswith("FlowMatch"):  # an Euler step all the way to sigma = 0 lands on x0
+        scheduler._init_step_index(t)
+        scheduler.sigmas[scheduler.step_index + 1] = 0
+        expected = scheduler.step(output, t, state).prev_sample
+        if "Heun" in name:
+            expected = state - scheduler.sigmas[scheduler.step_index - 1] * output
+    elif name == "HeunDiscreteScheduler":
+        scheduler._init_step_index(t)
+        scheduler.sigmas = scheduler.sigmas.clone()
+        scheduler.sigmas[scheduler.step_index + 1] = 0
+        expected = scheduler.step(output, t, state).prev_sample
+    else:
+        expected = scheduler.step(output, t, state).pred_original_sample
+    torch.testing.assert_close(schedule.x0_hat(output, state, t), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_unipc_converts_alike(pair):
+    for options in (SD, {**SD, "prediction_type": "v_prediction"}):
+        scheduler = made("UniPCMultistepScheduler", options)
+        t = scheduler.timesteps[3]
+        scheduler._init_step_index(t)
+        expected = scheduler.convert_model_output(pair[1], sample=pair[0])
+        found = NoiseSchedule.from_scheduler(scheduler).x0_hat(pair[1], pair[0], t)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_conversion_keeps_the_signal_to_noise_ratio_and_comes_back(pair):
+    schedule = NoiseSchedule.from_scheduler(diffusers.DDPMScheduler(**SD))
+    x0, eps = pair
+    for t in (0.0, 123.4, 999.0):
+        alpha, sigma = schedule.levels(t)
+        x_t = (alpha * x0 + sigma * eps).double()
+        ve = schedule.convert(x_t, t, "ve")
+        torch.testing.assert_close(ve, x0.double() + sigma / alpha * eps, rtol=1e-6, atol=1e-6)
+        flow = schedule.convert(x_t, t, "flow")
+        share = sigma / (alpha + sigma)
+        torch.testing.assert_close(flow, (1 - share) * x0.double() + share * eps, rtol=1e-6, atol=1e-6)
+        back = NoiseSchedule(schedule.curve, coordinates="flow").convert(flow, t, "vp")
+        torch.testing.assert_close(back, x_t, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [SD, {**SD, **ZERO_SNR}])
+def test_snr_and_back_between_timesteps(options):
+    schedule = NoiseSchedule.from_scheduler(diffusers.DDIMScheduler(**options))
+    t = torch.tensor([0.0, 0.5, 17.25, 500.0, 998.0, 998.5])
+    alpha, sigma = schedule.levels(t)
+    torch.testing.assert_close(schedule.at_snr((alpha / sigma) ** 2), t.double(), rtol=1e-9, atol=1e-9)
+    assert bool((schedule.log_snr(torch.linspace(0, 999, 4001)).diff() < 0).all())
+
+
+def test_between_two_timesteps_log_snr_is_linear():
+    scheduler = diffusers.DDPMScheduler(**SD)
+    log_snr = torch.log(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)).double()
+    found = NoiseSchedule.from_scheduler(scheduler).log_snr(400.25)
+    torch.testing.assert_close(found, 0.75 * log_snr[400] + 0.25 * log_snr[401], rtol=1e-5, atol=0)
+
+
+def test_zero_terminal_snr_is_pure_noise():
+    schedule = NoiseSchedule.from_scheduler(diffusers.DDIMScheduler(**SD, **ZERO_SNR))
+    alpha, sigma = schedule.levels(999)
+    assert (float(alpha), float(sigma)) == (0.0, 1.0)
+    assert float(schedule.at_snr(0.0)) == 999.0
+    with pytest.raises(InputError, match='infinite in "ve"'):
+        schedule.convert(torch.zeros(1, 2), 999, "ve")
+
+
+def test_from_a_folder(tmp_path):
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path)
+    alpha, sigma = NoiseSchedule.from_scheduler(tmp_path).levels(torch.tensor([0.0, 250.0, 1000.0]))
+    assert alpha.tolist() == [1.0, 0.75, 0.0]
+    assert sigma.tolist() == pytest.approx([0.0, 0.25, 1.0], rel=1e-12)
+
+
+def test_wrong_use_is_said():
+    schedule = NoiseSchedule.from_scheduler(diffusers.DDPMScheduler())
+    with pytest.raises(InputError, match="between 0 and 999, it is 1000"):
+        schedule.levels(1000)
+    with pytest.raises(InputError, match="log SNR must lie between"):
+        schedule.at_snr(1e12)
+    with pytest.raises(ShapeError, match=r"a number or \(4,\), it has shape \(3,\)"):
+        schedule.convert(torch.zeros(4, 2), torch.tensor([1.0, 2.0, 3.0]), "ve")
+    with pytest.raises(InputError, match="says nothing of x0"):
+        NoiseSchedule(FlowCurve(), coordinates="flow").x0_hat(torch.zeros(1, 2), torch.zeros(1, 2), 1000.0)
+    with pytest.raises(InputError, match="coordinates must be one of vp, ve, flow, it is 'polar'"):
+        NoiseSchedule(FlowCurve(), coordinates="polar")
+    with pytest.raises(InputError, match="has no alphas_cumprod, flow or EDM"):
+        NoiseSchedule.from_scheduler(diffusers.ScoreSdeVeScheduler())
+    with pytest.raises(InputError, match="that fall"):
+        TableCurve(torch.tensor([0.5, 0.6]))
