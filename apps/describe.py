@@ -9,8 +9,9 @@ from rich.table import Table
 
 from index.build import load_manifold
 from index.workspace import Workspace
-from manifold.diagnostics import SHARES, diagnose
+from manifold.diagnostics import diagnose
 from manifold.files import read_json
+from manifold.spectrum import SHARES
 
 __all__ = ["describe_workspace", "description_table"]
 
