@@ -40,6 +40,8 @@ def posterior(
     Cost: one pass over the latents, n d multiply-adds for each state. Distances are float32 products about the mean; those of
     the k + 32 nearest rows are taken again in float64.
     """
+    if not len(x_t):
+        return np.empty((0, k), dtype=np.int64), np.empty((0, k))
     kept = min(k + _SPARE, len(store))
     centred = x_t - alpha[:, None].float() * mean
     lengths = torch.stack([one.double().square().sum() for one in centred])

@@ -70,7 +70,7 @@ def test_endpoint_ranks_by_exact_distance(searcher, latents, rng, alpha, sigma):
     ends = searcher.manifold.endpoint(x_t, alpha, sigma).double().numpy()
     distances = np.sqrt(np.square(ends[:, None] - latents.astype(np.float64)[None]).sum(2))
     np.testing.assert_array_equal(hits.ids, np.argsort(distances, axis=1)[:, :10])
-    np.testing.assert_allclose(hits.scores, np.sort(distances, axis=1)[:, :10], rtol=1e-9)
+    np.testing.assert_allclose(hits.scores, np.sort(distances, axis=1)[:, :10], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.3), (0.6, 0.8), (1.0, 5.0)])
@@ -118,7 +118,7 @@ def test_a_common_offset_of_500_costs_nothing(tmp_path, rng):
     distinct, first = np.unique(shifted, axis=0, return_index=True)
     hits = Searcher.open(root).search(torch.from_numpy(distinct).float(), k=1)
     assert hits.ids[:, 0].tolist() == first.tolist()
-    np.testing.assert_allclose(hits.scores, 0.0, atol=1e-3)
+    assert not hits.scores.any()
 
 
 def test_the_index_alone_reconstructs_latents(root, latents):
@@ -153,17 +153,30 @@ def test_quantiser_is_chosen_by_the_memory_it_takes():
 
 
 @pytest.mark.parametrize("question", ["source", "target", "endpoint"])
-def test_batch_size_and_threads_do_not_matter(searcher, latents, rng, question):
-    _, x_t = noisy(latents, rng, 1.0, 1.0)
-    together = searcher.search(x_t, 1.0, 1.0, question, k=10)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_batch_size_and_threads_change_no_bit(tmp_path, rng, question):
+    """1,600 rows of 300 values: wide enough that products of one row and of many round differently."""
+    wide = correlated(rng, 1600, 300)
+    root = make_workspace(tmp_path / "wide", wide).root
+    fit_workspace(root)
+    build_index(root)
+    searcher = Searcher.open(root)
+    _, x_t = noisy(wide, rng, 1.0, 1.0, n=23)
+    before, found = torch.get_num_threads(), []
     try:
-        alone = [searcher.search(x_t[i : i + 1], 1.0, 1.0, question, k=10) for i in range(len(x_t))]
+        for threads, rows in ((1, 23), (2, 23), (2, 1), (1, 5)):
+            torch.set_num_threads(threads)
+            hits = [searcher.search(batch, 1.0, 1.0, question, k=10) for batch in x_t.split(rows)]
+            found.append([np.concatenate([getattr(hit, name) for hit in hits]) for name in ("ids", "scores")])
     finally:
-        torch.set_num_threads(threads)
-    np.testing.assert_array_equal(together.ids, np.concatenate([hits.ids for hits in alone]))
-    np.testing.assert_allclose(together.scores, np.concatenate([hits.scores for hits in alone]), rtol=1e-5)
+        torch.set_num_threads(before)
+    for ids, scores in found[1:]:
+        np.testing.assert_array_equal(ids, found[0][0])
+        np.testing.assert_array_equal(scores, found[0][1])
+
+
+@pytest.mark.parametrize("question", ["source", "target", "endpoint"])
+def test_no_states_give_no_hits(searcher, question):
+    assert searcher.search(torch.empty(0, 48), 1.0, 1.0, question, k=3).ids.shape == (0, 3)
 
 
 def test_moved_and_read_only_folders_give_the_same(root, latents, rng, tmp_path):
