@@ -28,11 +28,9 @@ from torch import Tensor
 from .covariance import CovarianceModel, LowRankCovariance, fit_covariance, load
 from .errors import FormatError, InputError, NotFittedError, ShapeError
 from .moments import Moments
+from .states import Level, flat_states, level_pair, like, safe_ratio
 
 __all__ = ["GaussianManifold", "Level"]
-
-Level = float | Tensor
-"""alpha or sigma: a number, a tensor of shape (), or one value per row, (n,)."""
 
 _FULL_UP_TO = 4096
 _RANK_ABOVE = 1024
@@ -175,8 +173,8 @@ class GaussianManifold:
         """
         a, s = self._levels(x_t, alpha, sigma)
         deviation = self._flat(x_t) - a * self.mean
-        step = self.covariance.apply(lambda v: _ratio(a * v, a**2 * v + s**2), deviation)
-        return self._like(self.mean + step, x_t)
+        step = self.covariance.apply(lambda v: safe_ratio(a * v, a**2 * v + s**2), deviation)
+        return like(self.mean + step, x_t)
 
     def score(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """Gradient of log p(x_t) with respect to x_t: -(alpha^2 Sigma + sigma^2 I)^-1 (x_t - alpha mu).
@@ -189,7 +187,7 @@ class GaussianManifold:
         a, s = self._levels(x_t, alpha, sigma)
         self._require_density(a, s)
         deviation = self._flat(x_t) - a * self.mean
-        return self._like(-self.covariance.apply(lambda v: 1 / (a**2 * v + s**2), deviation), x_t)
+        return like(-self.covariance.apply(lambda v: 1 / (a**2 * v + s**2), deviation), x_t)
 
     def log_prob(self, x_t: Tensor, alpha: Level = 1.0, sigma: Level = 0.0) -> Tensor:
         """log p(x_t) in nats, x_t ~ N(alpha mu, alpha^2 Sigma + sigma^2 I): (n,), in the manifold's dtype.
@@ -221,8 +219,8 @@ class GaussianManifold:
         a_s, s_s = self._levels(x_s, alpha_s, sigma_s)
         a_t, s_t = self._levels(x_s, alpha_t, sigma_t)
         deviation = self._flat(x_s) - a_s * self.mean
-        moved = self.covariance.apply(lambda v: _ratio(a_t**2 * v + s_t**2, a_s**2 * v + s_s**2).sqrt(), deviation)
-        return self._like(a_t * self.mean + moved, x_s)
+        moved = self.covariance.apply(lambda v: safe_ratio(a_t**2 * v + s_t**2, a_s**2 * v + s_s**2).sqrt(), deviation)
+        return like(a_t * self.mean + moved, x_s)
 
     def endpoint(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """The clean latent at which the probability flow from x_t ends: `solve` to alpha = 1, sigma = 0.
@@ -268,38 +266,12 @@ class GaussianManifold:
         return self.covariance
 
     def _flat(self, state: Tensor) -> Tensor:
-        """(n, d) in the manifold's dtype."""
-        if state.ndim not in (2, 4) or math.prod(state.shape[1:]) != self.d:
-            wanted = (
-                f"(n, {self.d})" if self.shape is None else f"(n, {self.d}) or (n, {', '.join(map(str, self.shape))})"
-            )
-            raise ShapeError(f"states must have shape {wanted}, they have {tuple(state.shape)}")
-        return state.reshape(len(state), self.d).to(self.mean.dtype)
-
-    def _like(self, flat: Tensor, state: Tensor) -> Tensor:
-        return flat.reshape(state.shape).to(state.dtype)
+        return flat_states(state, self.d, self.mean, self.shape)
 
     def _levels(self, state: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
-        """Both levels as tensors of shape (1,) or (n, 1), which broadcast against spectra and rows alike."""
-        pair = []
-        for name, value in (("alpha", alpha), ("sigma", sigma)):
-            level = torch.as_tensor(value, dtype=self.mean.dtype, device=self.mean.device)
-            if level.ndim > 1 or (level.ndim == 1 and len(level) != len(state)):
-                raise ShapeError(f"{name} must be a number or ({len(state)},), it has shape {tuple(level.shape)}")
-            if not bool(((level >= 0) & level.isfinite()).all()):
-                raise InputError(f"{name} must be finite and at least 0, it is {level.tolist()}")
-            pair.append(level[..., None])
-        if bool(((pair[0] == 0) & (pair[1] == 0)).any()):
-            raise InputError("alpha and sigma must not both be 0")
-        return pair[0], pair[1]
+        return level_pair(alpha, sigma, len(state), self.mean)
 
     def _require_density(self, a: Tensor, s: Tensor) -> None:
         # The smallest gain of the flattest direction is 0 exactly where a direction has neither variance nor noise.
         if float(self.covariance.trace(lambda v: (a**2 * v + s**2 == 0).to(v.dtype)).max()) > 0:
             raise InputError("at sigma = 0 a direction without variance has no density; use sigma > 0")
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, and 0 where both are 0: a direction with neither variance nor noise holds nothing."""
-    safe = denominator.where(denominator > 0, torch.ones_like(denominator))
-    return (numerator / safe).where(denominator > 0, torch.zeros_like(safe))

@@ -1,0 +1,56 @@
+"""States and noise levels as every denoiser takes them.
+
+States are (n, d) or (n, C, H, W) of any floating-point type, and come back in their own shape, type and device. A level is
+a pair alpha, sigma: numbers, tensors of shape (), or of shape (n,) with one level for each row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, ShapeError
+
+__all__ = ["Level", "flat_states", "level_pair", "like", "safe_ratio"]
+
+Level = float | Tensor
+"""alpha or sigma: a number, a tensor of shape (), or one value per row, (n,)."""
+
+
+def flat_states(state: Tensor, d: int, reference: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """The states as (n, d), in the type and on the device of `reference`. Raises: ShapeError."""
+    if state.ndim not in (2, 4) or math.prod(state.shape[1:]) != d:
+        wanted = f"(n, {d})" if shape is None else f"(n, {d}) or (n, {', '.join(map(str, shape))})"
+        raise ShapeError(f"states must have shape {wanted}, they have {tuple(state.shape)}")
+    return state.reshape(len(state), d).to(reference)
+
+
+def like(flat: Tensor, state: Tensor) -> Tensor:
+    """A flat result (n, d) in the shape, type and device of the state it belongs to."""
+    return flat.reshape(state.shape).to(state)
+
+
+def level_pair(alpha: Level, sigma: Level, rows: int, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Both levels as tensors of shape (1,) or (n, 1), which broadcast against spectra and rows alike.
+
+    Raises: ShapeError; InputError if a level is negative or not finite, or both are 0.
+    """
+    pair = []
+    for name, value in (("alpha", alpha), ("sigma", sigma)):
+        level = torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
+        if level.ndim > 1 or (level.ndim == 1 and len(level) != rows):
+            raise ShapeError(f"{name} must be a number or ({rows},), it has shape {tuple(level.shape)}")
+        if not bool(((level >= 0) & level.isfinite()).all()):
+            raise InputError(f"{name} must be finite and at least 0, it is {level.tolist()}")
+        pair.append(level[..., None])
+    if bool(((pair[0] == 0) & (pair[1] == 0)).any()):
+        raise InputError("alpha and sigma must not both be 0")
+    return pair[0], pair[1]
+
+
+def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, and 0 where both are 0: a direction with neither variance nor noise holds nothing."""
+    safe = denominator.where(denominator > 0, torch.ones_like(denominator))
+    return (numerator / safe).where(denominator > 0, torch.zeros_like(safe))
