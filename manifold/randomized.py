@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .eigen import fix_sign
+from .eigen import descending_eigh, fix_sign
 from .errors import InputError, NonFiniteError
 from .rows import RowStore, as_rows, first_bad_row
 
@@ -70,8 +70,7 @@ def leading_eigenpairs(
         image = product(block)
         blocks.append(block)
         small = _grow(small, [q.T @ image for q in blocks])
-        eigvals, coordinates = torch.linalg.eigh(small)
-        found = eigvals.flip(0)[:k]
+        found = torch.linalg.eigvalsh(small).flip(0)[:k]
         settled = before is not None and bool(((found - before).abs() <= tolerance * found.abs()).all())
         before = found
         room = d - small.shape[0]
@@ -82,13 +81,14 @@ def leading_eigenpairs(
                 image = image - q @ (q.T @ image)
             image = torch.linalg.qr(image).Q
         block = image[:, :room]
-    weights = coordinates.flip(1)[:, :k].to(dtype)
+    eigvals, coordinates = descending_eigh(small)
+    weights = coordinates[:, :k].to(dtype)
     eigvecs = torch.zeros(d, k, dtype=dtype, device=device)
     start = 0
     for q in blocks:
         eigvecs += q @ weights[start : start + q.shape[1]]
         start += q.shape[1]
-    return Eigenpairs(found, fix_sign(eigvecs), len(blocks))
+    return Eigenpairs(eigvals[:k], fix_sign(eigvecs), len(blocks))
 
 
 def _grow(small: Tensor, column: list[Tensor]) -> Tensor:

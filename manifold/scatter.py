@@ -19,6 +19,7 @@ __all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "center", "mirror"
 
 _BLOCK = 32_768  # values in an elementwise step: it stays in cache, and torch gives it to one thread, which does not
 # wait for others: memory is the limit here, and threads that wait would keep the product's from running
+_STRIPE = 2048  # columns centred at a time
 _PANEL = 4096  # matrix rows multiplied at a time in float32: bounds the memory of the product
 _TILE = 1024
 _SAFE_MAX = 1e15  # values between the two have squares and sums of squares inside the range of float32
@@ -44,17 +45,21 @@ def center(rows: Tensor) -> Tensor:
     The mean is summed in float64. From float32 rows it is taken off in two float32 parts, so that rows 1000 standard
     deviations from zero lose nothing but the rounding of the result.
     """
-    step = max(1, _BLOCK // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
-    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    for start in range(0, len(rows), step):
-        total += rows[start : start + step].double().sum(0)
-    mean = total / len(rows)
+    d = rows.shape[1]
+    width, height = (_STRIPE, _BLOCK // _STRIPE) if rows.device.type == "cpu" else (d, len(rows))
+    mean = torch.zeros(d, dtype=torch.float64, device=rows.device)
+    for left in range(0, d, width):
+        stripe = rows[:, left : left + width]
+        total = mean[left : left + width]
+        for start in range(0, len(rows), height):
+            total += stripe[start : start + height].double().sum(0)
+        total /= len(rows)
+        high = total.to(rows.dtype)
+        low = (total - high.double()).to(rows.dtype)
+        for start in range(0, len(rows), height):
+            stripe[start : start + height].sub_(high).sub_(low)
     if not bool(mean.isfinite().all()):
         raise NonFiniteError("the sum of the rows exceeds the range of float64; divide the data by a constant first")
-    high = mean.to(rows.dtype)
-    low = (mean - high.double()).to(rows.dtype)
-    for start in range(0, len(rows), step):
-        rows[start : start + step].sub_(high).sub_(low)
     return mean
 
 

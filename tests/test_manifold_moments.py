@@ -208,12 +208,12 @@ def test_duplicated_rows_keep_the_population_covariance(rng, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e6])
 def test_constant_data_has_no_variance(precision, value):
-    """Not a bit of it for float32 rows; the square of the mean's last bit for float64 rows."""
+    """Not a bit of it for float32 rows; the square of the mean's last bits for float64 rows."""
     narrow = take(np.full((5000, 3), value, np.float32), precision, 3)
     assert torch.equal(narrow.covariance(), torch.zeros(3, 3, dtype=torch.float64))
     wide = take(np.full((5000, 3), value), precision, 3)
-    assert float(wide.covariance().abs().max()) <= (1e-15 * value) ** 2
-    assert wide.mean.tolist() == pytest.approx([value] * 3, rel=1e-15)
+    assert float(wide.covariance().abs().max()) <= (1e-14 * value) ** 2
+    assert wide.mean.tolist() == pytest.approx([value] * 3, rel=1e-14)
 
 
 def test_no_row_one_row_two_rows():
