@@ -26,9 +26,12 @@ import torch
 from torch import Tensor
 
 from .covariance import CovarianceModel, LowRankCovariance, fit_covariance, load
+from .distances import bures_distance, kl_divergence
 from .errors import FormatError, InputError, NotFittedError, ShapeError
+from .gaussian_posterior import GaussianPosterior
 from .moments import Moments
-from .states import Level, flat_states, level_pair, like, safe_ratio
+from .states import Level, Levels, flat_states, level_pair, like, safe_ratio
+from .trajectory import Rotation, Trajectory, rotation, sensitivity, trajectory
 
 __all__ = ["GaussianManifold", "Level"]
 
@@ -189,6 +192,37 @@ class GaussianManifold:
         deviation = self._flat(x_t) - a * self.mean
         return like(-self.covariance.apply(lambda v: 1 / (a**2 * v + s**2), deviation), x_t)
 
+    def eps(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """Expected noise given x_t: sigma (alpha^2 Sigma + sigma^2 I)^-1 (x_t - alpha mu), what an epsilon network learns.
+
+        Arguments, Returns, Raises, Cost: as `denoise`. At sigma = 0 it is 0.
+        """
+        a, s = self._levels(x_t, alpha, sigma)
+        deviation = self._flat(x_t) - a * self.mean
+        return like(self.covariance.apply(lambda v: safe_ratio(s.expand_as(a * v), a**2 * v + s**2), deviation), x_t)
+
+    def velocity(
+        self, x_t: Tensor, alpha: Level, sigma: Level, d_alpha: Level | None = None, d_sigma: Level | None = None
+    ) -> Tensor:
+        """Right-hand side of the probability-flow ODE: dx/dt = alpha' x0_hat + sigma' eps_hat.
+
+        Arguments
+            x_t, alpha, sigma: as `denoise`.
+            d_alpha, d_sigma: derivatives of alpha and sigma by t, any sign. Without them -1 and 1: flow matching,
+                eps_hat - x0_hat. With -sigma and alpha it is the v of v-prediction.
+
+        Returns, Raises, Cost: as `denoise`.
+        """
+        a, s = self._levels(x_t, alpha, sigma)
+        slopes = []
+        for value, default in ((d_alpha, -1.0), (d_sigma, 1.0)):
+            slope = torch.as_tensor(default if value is None else value, dtype=a.dtype, device=a.device)
+            slopes.append(slope[..., None])
+        da, ds = slopes
+        deviation = self._flat(x_t) - a * self.mean
+        moved = self.covariance.apply(lambda v: safe_ratio(da * a * v + ds * s, a**2 * v + s**2), deviation)
+        return like(da * self.mean + moved, x_t)
+
     def log_prob(self, x_t: Tensor, alpha: Level = 1.0, sigma: Level = 0.0) -> Tensor:
         """log p(x_t) in nats, x_t ~ N(alpha mu, alpha^2 Sigma + sigma^2 I): (n,), in the manifold's dtype.
 
@@ -228,6 +262,80 @@ class GaussianManifold:
         Unlike `denoise`, which shrinks what is undecided toward the mean, it keeps the full variance of the data.
         """
         return self.solve(x_t, alpha, sigma, 1.0, 0.0)
+
+    def invert(self, x_0: Tensor, alpha: Level = 0.0, sigma: Level = 1.0) -> Tensor:
+        """The noise whose probability flow ends at the clean latent x_0: `solve` from (1, 0) to (alpha, sigma).
+
+        Pure noise of unit variance by default. Directions without variance hold nothing at sigma = 0 and come out as 0.
+        """
+        return self.solve(x_0, 1.0, 0.0, alpha, sigma)
+
+    def trajectory(self, x_s: Tensor, alpha_s: Level, sigma_s: Level, alphas: Levels, sigmas: Levels) -> Trajectory:
+        """x_t and x0_hat at a list of levels (L,), on the probability flow through x_s.
+
+        Arguments
+            x_s, alpha_s, sigma_s: as `solve`.
+            alphas, sigmas: (L,) each, in any order and on either side of s.
+
+        Returns: Trajectory, each part (L, *x_s.shape). Raises: as `solve`.
+
+        Cost: one product of (n, d) by (d, k) and 2 L of (n, k) by (k, d); see `manifold.trajectory`.
+        """
+        a, s = self._levels(x_s, alpha_s, sigma_s)
+        alphas, sigmas = (torch.as_tensor(one, dtype=a.dtype, device=a.device) for one in (alphas, sigmas))
+        if alphas.ndim == 1 and alphas.shape == sigmas.shape:
+            level_pair(alphas, sigmas, len(alphas), self.mean)
+        path = trajectory(self.covariance, self._flat(x_s) - a * self.mean, a, s, alphas, sigmas)
+        shape = (len(alphas), *x_s.shape)
+        return Trajectory(path.x_t.reshape(shape).to(x_s), path.x0_hat.reshape(shape).to(x_s))
+
+    def posterior(self, x_t: Tensor, alpha: Level, sigma: Level) -> GaussianPosterior:
+        """p(x0 | x_t): its mean (`denoise`), its variances along the eigenvectors, and samples of x0.
+
+        Arguments, Raises: as `denoise`.
+        """
+        a, s = self._levels(x_t, alpha, sigma)
+        return GaussianPosterior(self.covariance, self.denoise(x_t, alpha, sigma), a, s)
+
+    def sensitivity(self, alpha_s: float, sigma_s: float, alpha_t: float = 1.0, sigma_t: float = 0.0) -> Tensor:
+        """Change of the state at level t, the final sample by default, per unit of change along each eigenvector at s.
+
+            sqrt((alpha_t^2 lambda_k + sigma_t^2) / (alpha_s^2 lambda_k + sigma_s^2))
+
+        Returns: (k,). Raises: InputError for a level out of range. Source: arXiv 2303.02490.
+        """
+        levels = *level_pair(alpha_s, sigma_s, 1, self.mean), *level_pair(alpha_t, sigma_t, 1, self.mean)
+        return sensitivity(self.covariance, *levels)
+
+    def emergence(self, share: float = 0.5) -> Tensor:
+        """Noise level sigma / alpha at which x0_hat has reached `share` of its final value along each eigenvector.
+
+            sqrt(lambda_k (1 / share^2 - 1)):   sqrt(3 lambda_k) for one half, sqrt(lambda_k) for 71 %
+
+        High variance first. Returns: (k,). Raises: InputError unless 0 < share < 1. Source: arXiv 2303.02490.
+        """
+        if not 0 < share < 1:
+            raise InputError(f"share must lie between 0 and 1, it is {share}")
+        return (self.eigvals * (1 / share**2 - 1)).sqrt()
+
+    def rotation(self, x_T: Tensor, levels: int = 33) -> Rotation:
+        """The plane in which trajectories from pure noise x_T turn toward their ends; see `manifold.trajectory`.
+
+        Arguments
+            x_T: (n, d) or (n, C, H, W) noise of unit variance (alpha = 0, sigma = 1).
+            levels: number of points on the variance-preserving circle.
+
+        Raises: ShapeError.
+        """
+        return rotation(self.covariance, self._flat(x_T), levels)
+
+    def kl_divergence(self, other: GaussianManifold, alpha: float = 1.0, sigma: float = 0.0) -> float:
+        """KL(self || other) in nats, both at the noise level (alpha, sigma); see `manifold.distances`."""
+        return float(kl_divergence(self.covariance, other.covariance, alpha, sigma))
+
+    def bures_distance(self, other: GaussianManifold) -> float:
+        """2-Wasserstein distance between the two Gaussians; see `manifold.distances`."""
+        return float(bures_distance(self.covariance, other.covariance))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws of x0, (n, C, H, W) where the shape is known, else (n, d)."""

@@ -7,16 +7,20 @@ a pair alpha, sigma: numbers, tensors of shape (), or of shape (n,) with one lev
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .errors import InputError, ShapeError
 
-__all__ = ["Level", "flat_states", "level_pair", "like", "safe_ratio"]
+__all__ = ["Level", "Levels", "flat_states", "level_pair", "like", "safe_ratio"]
 
 Level = float | Tensor
 """alpha or sigma: a number, a tensor of shape (), or one value per row, (n,)."""
+
+Levels = Tensor | Sequence[float]
+"""A list of L values of alpha or sigma, each of which holds for all rows."""
 
 
 def flat_states(state: Tensor, d: int, reference: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
