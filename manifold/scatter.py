@@ -17,8 +17,9 @@ from .errors import NonFiniteError
 
 __all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "center", "mirror"]
 
-_BLOCK = 32_768  # values in an elementwise step: it stays in cache, and torch gives it to one thread, which does not
-# wait for others: memory is the limit here, and threads that wait would keep the product's from running
+# Values in an elementwise step. They stay in cache, and torch (grain 32,768) leaves them to one thread: memory is the
+# limit here, and threads that wait for each other would keep those of the product from running.
+_BLOCK = 30_000
 _STRIPE = 2048  # columns centred at a time
 _PANEL = 4096  # matrix rows multiplied at a time in float32: bounds the memory of the product
 _TILE = 1024
