@@ -1,0 +1,149 @@
+"""Expectation-maximisation for low-rank mixtures, started with k-means.
+
+The components live in the span of the collection's leading eigenvectors, with full covariances there; outside it they
+share the collection's mean and its tail variance. No eigenvalue may fall below that tail variance (or, with nothing left
+over, 1e-6 of the largest): that is the maximum-likelihood solution under this constraint, so the likelihood rises with
+every step and a component cannot collapse onto a point.
+
+Source: Dempster, Laird, Rubin (1977); k-means++: Arthur, Vassilvitskii (2007).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .covariance import LowRankCovariance
+from .eigen import descending_eigh
+from .errors import InputError, NotFittedError
+from .gaussian import GaussianManifold
+from .mixture import GaussianMixture
+
+__all__ = ["MixtureFit", "fit_mixture"]
+
+
+@dataclass(frozen=True)
+class MixtureFit:
+    """Result of `fit_mixture`.
+
+    Attributes
+        mixture: the components.
+        log_likelihood: mean log p(x0) per row after each step, in nats, within the span of the eigenvectors.
+        raised: number of eigenvalues that stand on the lower limit, over all components.
+        converged: whether the last step gained less than `tolerance`.
+    """
+
+    mixture: GaussianMixture
+    log_likelihood: list[float]
+    raised: int
+    converged: bool
+
+
+def fit_mixture(
+    latents: Tensor | np.ndarray,
+    components: int,
+    *,
+    rank: int | None = None,
+    steps: int = 100,
+    tolerance: float = 1e-4,
+    generator: torch.Generator | None = None,
+) -> MixtureFit:
+    """Fit a mixture of low-rank Gaussians.
+
+    Arguments
+        latents: (N, d) or (N, C, H, W).
+        components: J, at most N / 2.
+        rank: directions in which components may differ; all up to 256 by default.
+        steps: at most so many of EM.
+        tolerance: gain in nats per row below which it stops.
+        generator: of the start.
+
+    Raises: InputError; NotFittedError if a component is left with fewer than two rows.
+
+    Cost: one pass for the eigenvectors, then N J r^2 a step in float64; N r values in memory.
+    """
+    rows = torch.as_tensor(latents)
+    shape = (int(rows.shape[1]), int(rows.shape[2]), int(rows.shape[3])) if rows.ndim == 4 else None
+    if not 1 <= components <= len(rows) // 2:
+        raise InputError(f"components must lie between 1 and half of the {len(rows)} rows, it is {components}")
+    flat = rows.reshape(len(rows), -1)
+    if rank is None:
+        rank = min(256, flat.shape[1])
+    whole = GaussianManifold.fit(flat, rank=rank)
+    basis, mean = whole.eigvecs.double(), whole.mean.double()
+    points = torch.cat([(part.double() - mean) @ basis for part in flat.split(4096)])
+    lowest = whole.tail_var if rank < whole.d else 1e-6 * float(whole.eigvals[0])
+    shares = _kmeans(points, components, generator)
+    history: list[float] = []
+    converged = False
+    for _ in range(steps):
+        weights, means, spectra, raised = _maximise(points, shares, lowest)
+        logs = _log_joint(points, weights, means, spectra)
+        history.append(float(logs.logsumexp(1).mean()))
+        shares = logs.softmax(1)
+        if len(history) > 1 and history[-1] - history[-2] < tolerance:
+            converged = True
+            break
+    models = [
+        LowRankCovariance(
+            (mean + basis @ center).to(whole.mean),
+            values.to(whole.mean),
+            (basis @ vectors).to(whole.mean),
+            whole.tail_var,
+        )
+        for center, (values, vectors) in zip(means, spectra, strict=True)
+    ]
+    return MixtureFit(GaussianMixture(models, weights, shape=shape), history, raised, converged)
+
+
+def _kmeans(points: Tensor, components: int, generator: torch.Generator | None, steps: int = 20) -> Tensor:
+    """k-means++ and Lloyd's steps; returns memberships (N, J), each row one-hot."""
+    first = torch.randint(len(points), (1,), generator=generator)
+    centers = points[first]
+    for _ in range(components - 1):
+        away = torch.cdist(points, centers).square().amin(1)
+        if float(away.sum()) == 0:
+            raise InputError(f"the rows take fewer than {components} different values; ask for fewer components")
+        centers = torch.cat([centers, points[torch.multinomial(away, 1, generator=generator)]])
+    for _ in range(steps):
+        nearest = torch.cdist(points, centers).argmin(1)
+        shares = torch.nn.functional.one_hot(nearest, components).double()
+        counts = shares.sum(0)
+        moved = (shares.T @ points) / counts.clamp_min(1)[:, None]
+        centers = torch.where(counts[:, None] > 0, moved, centers)
+    return shares
+
+
+def _maximise(
+    points: Tensor, shares: Tensor, lowest: float
+) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]], int]:
+    """Weights, means, and eigenpairs of every component; how many eigenvalues were raised to the limit."""
+    counts = shares.sum(0)
+    if bool((counts < 2).any()):
+        raise NotFittedError(
+            f"component {int(counts.argmin())} of {len(counts)} is left with {float(counts.min()):.2g} rows; ask for "
+            "fewer components or another seed"
+        )
+    means, spectra, raised = [], [], 0
+    for share, count in zip(shares.T, counts, strict=True):
+        center = share @ points / count
+        deviation = points - center
+        values, vectors = descending_eigh((share[:, None] * deviation).T @ deviation / count)
+        raised += int((values < lowest).sum())
+        means.append(center)
+        spectra.append((values.clamp_min(lowest), vectors))
+    return counts / counts.sum(), means, spectra, raised
+
+
+def _log_joint(points: Tensor, weights: Tensor, means: list[Tensor], spectra: list[tuple[Tensor, Tensor]]) -> Tensor:
+    logs = []
+    for weight, center, (values, vectors) in zip(weights, means, spectra, strict=True):
+        white = (points - center) @ vectors / values.sqrt()
+        logs.append(
+            weight.log() - 0.5 * (white.square().sum(1) + values.log().sum() + len(values) * math.log(2 * math.pi))
+        )
+    return torch.stack(logs, 1)

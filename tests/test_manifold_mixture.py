@@ -1,0 +1,184 @@
+"""The mixture against torch.distributions and autograd, its limits, and EM against scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.mixture import GaussianMixture as Reference
+
+from manifold.covariance import FullCovariance, LowRankCovariance
+from manifold.errors import InputError, MismatchError, NotFittedError, ShapeError
+from manifold.gaussian import GaussianManifold
+from manifold.mixture import GaussianMixture
+from manifold.mixture_fit import fit_mixture
+from manifold.moments import Moments
+
+WEIGHTS = [0.5, 0.2, 0.3]
+
+
+def component(seed, d=6, k=None, spread=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q
+    eigvals = torch.logspace(1, -1, d, dtype=torch.float64)
+    mean = spread * torch.randn(d, generator=generator, dtype=torch.float64)
+    if k is None:
+        return FullCovariance(mean, eigvals, basis)
+    return LowRankCovariance(mean, eigvals[:k], basis[:, :k], 0.2)
+
+
+def mixture(k=None):
+    return GaussianMixture([component(seed, k=k) for seed in range(3)], WEIGHTS)
+
+
+def reference(model, alpha, sigma):
+    eye = torch.eye(model.d, dtype=torch.float64)
+    means = torch.stack([alpha * one.mean for one in model.components])
+    noisy = torch.stack([alpha**2 * one.apply(lambda v: v, eye) + sigma**2 * eye for one in model.components])
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.tensor(WEIGHTS, dtype=torch.float64)),
+        torch.distributions.MultivariateNormal(means, noisy),
+    )
+
+
+@pytest.mark.parametrize("k", [None, 2])
+@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.0), (1.0, 0.1), (0.6, 0.8), (0.05, 1.0), (0.0, 1.0), (1.0, 50.0)])
+def test_log_prob_score_and_denoise(k, alpha, sigma):
+    model, dist = mixture(k), reference(mixture(k), alpha, sigma)
+    x_t = alpha * model.sample(10, torch.Generator().manual_seed(1)) + sigma * torch.randn(10, 6, dtype=torch.float64)
+    x_t = x_t.requires_grad_()
+    expected = dist.log_prob(x_t)
+    assert_close(model.log_prob(x_t.detach(), alpha, sigma), expected.detach())
+    (gradient,) = torch.autograd.grad(expected.sum(), x_t)
+    x_t = x_t.detach()
+    assert_close(model.score(x_t, alpha, sigma), gradient)
+    if alpha and sigma:
+        assert_close(model.denoise(x_t, alpha, sigma), (x_t + sigma**2 * gradient) / alpha, scale=30.0 / alpha)
+    if not sigma:
+        assert_close(model.denoise(x_t, alpha, sigma), x_t)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.floats(0, 1), st.floats(0.01, 100), st.sampled_from([None, 2]))
+def test_one_component_is_the_gaussian(seed, alpha, sigma, k):
+    one = component(seed, k=k)
+    manifold, single = GaussianManifold(one), GaussianMixture([one], [7.0])
+    x_t = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * (1 + sigma)
+    assert_close(single.denoise(x_t, alpha, sigma), manifold.denoise(x_t, alpha, sigma))
+    assert_close(single.score(x_t, alpha, sigma), manifold.score(x_t, alpha, sigma))
+    assert_close(single.log_prob(x_t, alpha, sigma), manifold.log_prob(x_t, alpha, sigma))
+
+
+def test_split_component_changes_nothing():
+    one = component(4)
+    x_t = torch.randn(4, 6, dtype=torch.float64)
+    doubled = GaussianMixture([one, one, one], WEIGHTS)
+    assert_close(doubled.denoise(x_t, 0.7, 0.5), GaussianManifold(one).denoise(x_t, 0.7, 0.5))
+    assert_close(
+        doubled.responsibilities(x_t, 0.7, 0.5), torch.tensor(WEIGHTS).double().expand(4, 3).clone(), scale=1e3
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("sigma", [1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6])
+def test_finite_at_all_noise_levels(dtype, sigma):
+    model = GaussianMixture([one.to(dtype=dtype) for one in mixture(2).components], WEIGHTS)
+    x_t = torch.randn(5, 6, dtype=dtype) * (10 + sigma)
+    shares = model.responsibilities(x_t, 1.0, sigma)
+    assert bool(shares.isfinite().all() and model.denoise(x_t, 1.0, sigma).isfinite().all())
+    torch.testing.assert_close(shares.sum(1), torch.ones(5, dtype=torch.float64))
+    if sigma == 1e6:
+        torch.testing.assert_close(shares[0], torch.tensor(WEIGHTS).double(), rtol=0, atol=2e-4)
+
+
+def test_levels_per_row_shapes_and_types():
+    model = GaussianMixture(mixture().components, WEIGHTS, shape=(6, 1, 1))
+    x_t = torch.randn(3, 6, 1, 1).half()
+    alpha, sigma = torch.tensor([0.5, 1.0, 0.9]), torch.tensor([1.0, 2.0, 0.1])
+    found = model.denoise(x_t, alpha, sigma)
+    assert (found.shape, found.dtype) == (x_t.shape, torch.float16)
+    for row in range(3):
+        alone = model.denoise(x_t[row : row + 1], float(alpha[row]), float(sigma[row]))
+        torch.testing.assert_close(found[row : row + 1], alone)
+    assert model.sample(4).shape == (4, 6, 1, 1)
+
+
+def test_classes_from_their_moments():
+    generator = torch.Generator().manual_seed(0)
+    classes = [
+        torch.randn(n, 5, generator=generator, dtype=torch.float64) * (1 + j) + 4 * j for j, n in enumerate((300, 100))
+    ]
+    moments = [Moments(5, precision="exact") for _ in classes]
+    for one, rows in zip(moments, classes, strict=True):
+        one.update(rows)
+    model = GaussianMixture.from_moments(moments)
+    assert model.weights.tolist() == [0.75, 0.25]
+    x_t = torch.cat(classes)[::40]
+    density = [
+        np.log(share) + torch.distributions.MultivariateNormal(rows.mean(0), torch.cov(rows.T)).log_prob(x_t).numpy()
+        for share, rows in zip((0.75, 0.25), classes, strict=True)
+    ]
+    np.testing.assert_allclose(model.log_prob(x_t), np.logaddexp(*density), rtol=1e-4)
+
+
+def three_clouds(n=1500, d=8):
+    generator = torch.Generator().manual_seed(5)
+    parts = []
+    for number in range(3):
+        scales = torch.ones(d, dtype=torch.float64).roll(number) * torch.linspace(0.3, 2, d).double().roll(2 * number)
+        parts.append(torch.randn(n // 3, d, generator=generator, dtype=torch.float64) * scales + 4 * (number - 1))
+    return torch.cat(parts)
+
+
+def test_em_reaches_scikit_learns_likelihood_and_never_falls():
+    rows = three_clouds()
+    fit = fit_mixture(rows, 3, generator=torch.Generator().manual_seed(0), tolerance=1e-7)
+    expected = Reference(3, random_state=0, n_init=3, tol=1e-7, reg_covar=1e-9).fit(rows.numpy())
+    assert fit.converged
+    assert fit.log_likelihood[-1] == pytest.approx(expected.lower_bound_, rel=1e-4)
+    assert min(np.diff(fit.log_likelihood)) > -1e-9
+    assert float(fit.mixture.log_prob(rows).mean()) == pytest.approx(fit.log_likelihood[-1], rel=1e-5)
+    np.testing.assert_allclose(sorted(fit.mixture.weights.tolist()), sorted(expected.weights_), rtol=1e-3)
+
+
+def test_mixture_predicts_clustered_data_better_than_one_gaussian():
+    rows = three_clouds()
+    held_out = rows[::5]
+    train = torch.cat([rows[start::5] for start in range(1, 5)])
+    fit = fit_mixture(train, 3, rank=5, generator=torch.Generator().manual_seed(0))
+    single = GaussianManifold.fit(train)
+    x_t = held_out + 2 * torch.randn(held_out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    errors = [float((model.denoise(x_t, 1.0, 2.0) - held_out).square().mean()) for model in (fit.mixture, single)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_fewer_rows_than_dimensions_stay_on_the_lower_limit():
+    rows = torch.cat([torch.randn(12, 20), torch.randn(12, 20) + 30])
+    fit = fit_mixture(rows, 2, rank=10, generator=torch.Generator().manual_seed(0))
+    assert fit.raised >= 0
+    assert bool(fit.mixture.log_prob(rows).isfinite().all())
+    assert all(float(one.eigvals.min()) >= 0.99 * float(one.tail_var) for one in fit.mixture.components)
+
+
+def test_wrong_use_is_said():
+    with pytest.raises(InputError, match="at least one component"):
+        GaussianMixture([])
+    with pytest.raises(MismatchError, match=r"they have \[5, 6\]"):
+        GaussianMixture([component(0), component(1, d=5)])
+    with pytest.raises(InputError, match="3 positive numbers"):
+        GaussianMixture(mixture().components, [1.0, 0.0, 1.0])
+    with pytest.raises(ShapeError, match=r"they have \(2, 7\)"):
+        mixture().denoise(torch.zeros(2, 7), 1.0, 1.0)
+    flat = FullCovariance(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.eye(2))
+    with pytest.raises(InputError, match="use sigma > 0"):
+        GaussianMixture([flat]).log_prob(torch.zeros(1, 2))
+    with pytest.raises(NotFittedError, match="class 0 has 0 rows"):
+        GaussianMixture.from_moments([Moments(3)])
+    with pytest.raises(InputError, match="between 1 and half of the 4 rows, it is 3"):
+        fit_mixture(torch.randn(4, 2), 3)
+    with pytest.raises(InputError, match="fewer than 3 different values"):
+        fit_mixture(torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(5, 1), 3)
+    lonely = torch.cat([torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), torch.full((1, 2), 1e4)])
+    with pytest.raises(NotFittedError, match="is left with 1 rows"):
+        fit_mixture(lonely, 2, generator=torch.Generator().manual_seed(0))
