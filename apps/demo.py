@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from index.build import load_manifold
 from index.progress import Progress, silent
 from index.search import Question
+from index.statistics import load_manifold
 from manifold.diagnostics import diagnose
 
 from .photos import CROP_PX, write_crops

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from index.build import load_manifold
+from index.statistics import load_manifold
 from index.workspace import Workspace
 from manifold.diagnostics import diagnose
 from manifold.files import read_json

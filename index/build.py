@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from manifold.errors import InputError, MismatchError, NotFittedError
+from manifold.errors import InputError
 from manifold.files import atomic_path, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
 
 from .progress import Progress, silent
+from .statistics import load_manifold
 from .workspace import Workspace, writing
 
-__all__ = ["INDEX_SCHEMA", "build_index", "latents_checksum", "load_manifold"]
+__all__ = ["INDEX_SCHEMA", "build_index", "latents_checksum"]
 
 INDEX_SCHEMA = 1
 _VARIANCE_KEPT = 0.95
@@ -75,28 +76,6 @@ def build_index(workspace: str | Path, *, rank: int | None = None, progress: Pro
         }
         write_json(opened.index_card_path, card)
     return card
-
-
-def load_manifold(workspace: Workspace) -> GaussianManifold:
-    """The fitted manifold of a workspace.
-
-    Raises: NotFittedError if there is none; MismatchError if it is of other latents; FormatError if it is damaged.
-    """
-    try:
-        manifold = GaussianManifold.load(workspace.stats_path)
-    except FileNotFoundError as error:
-        raise NotFittedError(f"{workspace.root} has no statistics yet; run: manifold fit {workspace.root}") from error
-    if manifold.d != workspace.latents.d:
-        raise MismatchError(
-            f"latents have {workspace.latents.d} values a row, the manifold in {workspace.stats_path} has {manifold.d}; "
-            f"run: manifold fit {workspace.root}"
-        )
-    if manifold.count != len(workspace.latents):
-        raise MismatchError(
-            f"the manifold in {workspace.stats_path} was fitted to {manifold.count} rows, the workspace has "
-            f"{len(workspace.latents)}; run: manifold fit {workspace.root}"
-        )
-    return manifold
 
 
 def latents_checksum(workspace: Workspace) -> str:

@@ -10,16 +10,27 @@ import json
 import time
 import warnings
 from pathlib import Path
+from typing import Literal
 
-from manifold.errors import FormatError, ManifoldWarning, NonFiniteError
+from manifold.covariance import LowRankCovariance, fit_stationary
+from manifold.cross_spectrum import CrossSpectrum
+from manifold.diagnostics import diagnose, verdict
+from manifold.errors import FormatError, InputError, ManifoldWarning, NonFiniteError
 from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments, Precision
+from manifold.reproducibility import split_half
+from manifold.selection import fit_auto
 
 from .progress import Progress, silent
+from .statistics import load_manifold
 from .workspace import Workspace, writing
 
-__all__ = ["fit_workspace"]
+__all__ = ["Model", "fit_workspace", "judge_workspace"]
 
+Model = Literal["auto", "full", "lowrank", "stationary"]
+
+_FULL_UP_TO = 4096
+_LOWRANK = 1024
 _SAVE_EVERY_S = 60.0
 _BATCH_BYTES = 32 * 2**20
 
@@ -27,42 +38,83 @@ _BATCH_BYTES = 32 * 2**20
 def fit_workspace(
     workspace: str | Path,
     *,
+    model: Model | None = None,
     rank: int | None = None,
     precision: Precision = "fast",
     progress: Progress = silent,
 ) -> GaussianManifold:
-    """Estimate mean and covariance of a workspace's latents, and save them with their eigenpairs.
+    """Estimate mean and covariance of a workspace's latents, and save them.
 
     Arguments
         workspace: its folder; encoding must be complete.
-        rank: eigenpairs to keep, 1 to d; the rest of the variance becomes an isotropic tail. All of them up to
-            d = 4,096, and 1,024 above, unless given.
+        model: `full` (all eigenpairs), `lowrank` (the leading ones and an isotropic tail), `stationary` (translation
+            invariant, for few images), or `auto`, which compares them and their shrinkages on rows left out and says why
+            in the manifold's metadata. `full` up to d = 4,096 and `lowrank` above, unless given.
+        rank: eigenpairs of `lowrank`, 1 to d; 1,024 unless given. Asking for a rank asks for `lowrank`.
         precision: `fast` (float32 products, float64 sums) or `exact` (float64); see `manifold.Moments`.
         progress: told of ("fit", rows done, rows in all).
 
     Returns: the fitted manifold, as saved in WS/stats.
 
-    Raises: InputError if the workspace is not there or not complete, or the rank is out of range; NonFiniteError naming
+    Raises: InputError if the workspace is not there or not complete, or model and rank do not fit; NonFiniteError naming
         the row if a latent has NaN or infinity; FormatError if a file is damaged; StorageError.
 
-    Cost: n d^2 multiply-adds for the moments, O(d^3) for the eigendecomposition; about 20 d^2 bytes of memory.
+    Cost: n d^2 multiply-adds for the moments, O(d^3) for the eigendecomposition; about 20 d^2 bytes of memory. `stationary`
+    takes O(n d log d) and no d x d matrix; `auto` a few fits.
     """
     root = Path(workspace)
+    if rank is not None and model not in (None, "lowrank"):
+        raise InputError(f"a rank belongs to the model lowrank, not to {model}; leave one of the two out")
     Workspace.open(root).require_complete()
     with writing(root):
         opened = Workspace.open(root)
-        moments = _stream_moments(opened, precision, progress)
         recipe = opened.manifest.recipe
+        shape = recipe.encoder.latent_shape
         metadata = {
             "encoder": json.dumps(recipe.encoder.to_dict(), sort_keys=True),
             "collection": recipe.source,
             "shards": json.dumps(_checksums(opened)),
         }
-        manifold = GaussianManifold.from_moments(
-            moments, rank=rank, shape=recipe.encoder.latent_shape, metadata=metadata
-        )
-        manifold.save(opened.stats_path)
-    return manifold
+        store = opened.latents
+        if model == "stationary":
+            fitted = GaussianManifold(
+                fit_stationary(CrossSpectrum.of(store, shape)), shape=shape, count=len(store), metadata=metadata
+            )
+        elif model == "auto":
+            selection = fit_auto(store, shape)
+            metadata["selection"] = selection.reason
+            fitted = GaussianManifold(selection.model, shape=shape, count=len(store), metadata=metadata)
+        else:
+            moments = _stream_moments(opened, precision, progress)
+            kept = _rank(store.d, model, rank)
+            fitted = GaussianManifold.from_moments(moments, rank=kept, shape=shape, metadata=metadata)
+        fitted.save(opened.stats_path)
+    return fitted
+
+
+def judge_workspace(workspace: str | Path) -> str:
+    """Say in one sentence whether a fitted workspace has latents enough, and for how many directions.
+
+    Two halves of the latents are fitted apart; directions count as far as the halves agree on them.
+
+    Raises: NotFittedError if the workspace is not fitted; InputError with fewer than four latents.
+
+    Cost: one pass over the latents and two eigendecompositions.
+    """
+    opened = Workspace.open(workspace)
+    fitted = load_manifold(opened)
+    if not isinstance(fitted.covariance, LowRankCovariance):
+        return f"{fitted.count:,} rows went into the stationary model, which needs only a few hundred."
+    return verdict(diagnose(fitted.covariance, len(opened.latents), split=split_half(opened.latents)))
+
+
+def _rank(d: int, model: Model | None, asked: int | None) -> int:
+    """Eigenpairs to keep of d; keeping all of them is the full model."""
+    if asked is not None:
+        return asked
+    if model == "full" or (model is None and d <= _FULL_UP_TO):
+        return d
+    return min(_LOWRANK, d)
 
 
 def _stream_moments(workspace: Workspace, precision: Precision, progress: Progress) -> Moments:

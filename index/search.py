@@ -27,9 +27,10 @@ from manifold.errors import FormatError, InputError, MismatchError, NonFiniteErr
 from manifold.files import read_json, sha256_file
 from manifold.gaussian import GaussianManifold, Level
 
-from .build import INDEX_SCHEMA, latents_checksum, load_manifold
+from .build import INDEX_SCHEMA, latents_checksum
 from .latents import LatentStore
 from .posterior import posterior
+from .statistics import load_manifold
 from .workspace import Workspace
 
 __all__ = ["Hits", "Question", "Searcher"]

@@ -13,7 +13,7 @@ from manifold_apps.cli import app
 from PIL import Image
 from typer.testing import CliRunner
 
-COMMANDS = ["encode", "fit", "index", "run", "search", "info", "verify", "demo"]
+COMMANDS = ["encode", "fit", "index", "run", "search", "info", "verify", "demo", "merge-stats"]
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
@@ -210,3 +210,48 @@ def test_reference_figures_of_cifar_through_the_command(tmp_path):
     assert spectrum["largest"] == pytest.approx(220, rel=2e-3)
     assert spectrum["participation_ratio"] == pytest.approx(9.16, rel=5e-4)
     assert spectrum["components"] == {"50%": 4, "80%": 32, "90%": 93, "95%": 197, "99%": 537}
+
+
+def test_fit_says_how_far_to_trust_the_numbers(workspace, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(workspace, copy)
+    done = manifold("fit", copy)
+    assert done.returncode == 0, done.stderr
+    assert "two halves of the data" in " ".join(done.stdout.split())
+    compared = manifold("fit", copy, "--drift", workspace).stdout
+    assert "mean shift        0, 0 sigma" in compared
+    chosen = " ".join(manifold("fit", copy, "--model", "auto").stdout.split())
+    assert "rows left out the highest likelihood" in chosen
+    assert "models compared" in chosen
+
+
+def test_a_stationary_fit_is_described_and_not_indexed(workspace, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(workspace, copy)
+    assert manifold("fit", copy, "--model", "stationary").returncode == 0
+    assert manifold("info", copy).returncode == 0
+    fails(manifold("index", copy), "no explicit eigenvectors; fit a full or low-rank model")
+    fails(manifold("fit", copy, "--model", "stationary", "--rank", 5), "a rank belongs to the model lowrank")
+
+
+def test_merged_statistics_are_those_of_one_collection(workspace, tmp_path):
+    import shutil
+
+    import torch
+
+    from manifold.moments import Moments
+
+    other = tmp_path / "other"
+    shutil.copytree(workspace, other)
+    done = manifold("merge-stats", workspace, other, "-o", tmp_path / "all.safetensors")
+    assert done.returncode == 0, done.stderr
+    merged, _ = Moments.load(tmp_path / "all.safetensors")
+    single, _ = Moments.load(workspace / "stats" / "moments.safetensors")
+    assert merged.count == 2 * single.count
+    torch.testing.assert_close(merged.mean, single.mean)
+    torch.testing.assert_close(merged.covariance(0), single.covariance(0), rtol=1e-9, atol=1e-12)
+    fails(manifold("merge-stats", workspace, workspace, "-o", tmp_path / "b"), "must not be merged with itself")

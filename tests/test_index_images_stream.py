@@ -304,7 +304,9 @@ def test_a_program_that_leaves_in_the_middle_ends_cleanly(tmp_path: Path) -> Non
 
 
 WAITING = """
+    import signal
     from index.images import FileSpan, ImageRef
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it as ignored
     class Source:
         def refs(self, start):
             data = next(images.refs()).data
