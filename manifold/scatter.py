@@ -74,8 +74,7 @@ def add_rows(scatter: Tensor, rows: Tensor, dtype: torch.dtype, scratch: Scratch
             that no square leaves the range of that type.
         scratch: memory for float32 products on the CPU.
     """
-    low, high = rows.aminmax()
-    peak = max(abs(float(low)), abs(float(high)))
+    peak = _peak(rows)
     if peak == 0.0:
         return
     alpha = 1.0
@@ -98,6 +97,16 @@ def add_rows(scatter: Tensor, rows: Tensor, dtype: torch.dtype, scratch: Scratch
         dsyrk(alpha, rows.numpy().T, beta=1.0, c=scatter.numpy().T, lower=1, overwrite_c=1)
     else:
         _add_rows_by_blas(scatter, rows.numpy(), alpha, scratch)
+
+
+def _peak(rows: Tensor) -> float:
+    """Largest modulus. On the CPU from BLAS, whose threads the product needs next; torch's own would still be awake."""
+    if rows.device.type != "cpu":
+        return float(rows.abs().amax())
+    from scipy.linalg.blas import idamax, isamax
+
+    flat = rows.numpy().reshape(-1)
+    return abs(float(flat[(isamax if rows.dtype == torch.float32 else idamax)(flat)]))
 
 
 def _add_rows_by_blas(scatter: Tensor, rows: np.ndarray, alpha: float, scratch: Scratch) -> None:
