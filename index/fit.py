@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-from manifold.covariance import LowRankCovariance, fit_stationary
+from manifold.covariance import LowRankCovariance, fit_lowrank, fit_stationary
 from manifold.cross_spectrum import CrossSpectrum
 from manifold.diagnostics import diagnose, verdict
 from manifold.errors import FormatError, InputError, ManifoldWarning, NonFiniteError
@@ -31,6 +31,8 @@ Model = Literal["auto", "full", "lowrank", "stationary"]
 
 _FULL_UP_TO = 4096
 _LOWRANK = 1024
+_MOMENTS_UP_TO = 16_384
+"""Above, the d x d matrix of the moments takes more than 2 GiB, and a low-rank model comes straight from the latents."""
 _SAVE_EVERY_S = 60.0
 _BATCH_BYTES = 32 * 2**20
 
@@ -59,8 +61,9 @@ def fit_workspace(
     Raises: InputError if the workspace is not there or not complete, or model and rank do not fit; NonFiniteError naming
         the row if a latent has NaN or infinity; FormatError if a file is damaged; StorageError.
 
-    Cost: n d^2 multiply-adds for the moments, O(d^3) for the eigendecomposition; about 20 d^2 bytes of memory. `stationary`
-    takes O(n d log d) and no d x d matrix; `auto` a few fits.
+    Cost: n d^2 multiply-adds for the moments, O(d^3) for the eigendecomposition; about 20 d^2 bytes of memory. Above
+    d = 16,384 a low-rank model takes ten passes and no d x d matrix, and no moments are kept; `stationary` takes
+    O(n d log d) and no such matrix either; `auto` takes a few fits.
     """
     root = Path(workspace)
     if rank is not None and model not in (None, "lowrank"):
@@ -84,6 +87,13 @@ def fit_workspace(
             selection = fit_auto(store, shape)
             metadata["selection"] = selection.reason
             fitted = GaussianManifold(selection.model, shape=shape, count=len(store), metadata=metadata)
+        elif store.d > _MOMENTS_UP_TO:
+            if model == "full":
+                raise InputError(
+                    f"a full model of d = {store.d:,} values does not fit into memory; fit --model lowrank"
+                )
+            covariance = fit_lowrank(store, min(_rank(store.d, model, rank), len(store) - 1))
+            fitted = GaussianManifold(covariance, shape=shape, count=len(store), metadata=metadata)
         else:
             moments = _stream_moments(opened, precision, progress)
             kept = _rank(store.d, model, rank)

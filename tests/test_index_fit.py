@@ -106,3 +106,22 @@ def test_an_unfinished_workspace_is_refused(root):
     Workspace.open(root).commit(complete=False, next_input=120)
     with pytest.raises(InputError, match="is incomplete: 120 of 300 inputs are encoded"):
         fit_workspace(root)
+
+
+def test_above_the_limit_a_lowrank_model_needs_no_matrix(root, latents, monkeypatch):
+    import index.fit
+
+    monkeypatch.setattr(index.fit, "_MOMENTS_UP_TO", 8)
+    fitted = fit_workspace(root, rank=4)
+    eigvals = np.linalg.eigvalsh(np.cov(latents.astype(np.float64).T))[::-1]
+    np.testing.assert_allclose(fitted.eigvals, eigvals[:4], rtol=1e-3)
+    assert not Workspace.open(root).moments_path.exists()
+    assert verify_workspace(root).whole
+    with pytest.raises(InputError, match="does not fit into memory; fit --model lowrank"):
+        fit_workspace(root, model="full")
+
+
+def test_auto_says_what_it_compared(root):
+    fitted = fit_workspace(root, model="auto")
+    assert "models compared" in fitted.metadata["selection"]
+    assert GaussianManifold.load(Workspace.open(root).stats_path).metadata["selection"] == fitted.metadata["selection"]
