@@ -103,7 +103,11 @@ class GaussianMixture:
 
         Cost: two products of (n, d) by (d, k) for each component.
         """
-        return self._log_joint(x_t, alpha, sigma)[0].softmax(1)
+        return self.log_responsibilities(x_t, alpha, sigma).exp()
+
+    def log_responsibilities(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """log p(j | x_t), (n, J) float64; where the responsibility itself would be 0, this still tells by how much."""
+        return self._log_joint(x_t, alpha, sigma)[0].log_softmax(1)
 
     def log_prob(self, x_t: Tensor, alpha: Level = 1.0, sigma: Level = 0.0) -> Tensor:
         """log p(x_t) in nats, (n,) float64. Raises, Cost: as `responsibilities`."""
