@@ -30,7 +30,6 @@ __all__ = ["Moments", "Precision"]
 Precision = Literal["fast", "exact"]
 
 _FORMAT = "manifold.moments.1"
-_CHUNK_ROWS = {"cpu": 4096, "cuda": 8192}
 _PRODUCT_TYPE = {"fast": torch.float32, "exact": torch.float64}
 
 
@@ -51,7 +50,7 @@ class Moments:
     Raises: InputError if the scatter matrix cannot fit into the machine's memory.
 
     Cost: n d^2 multiply-adds, half of a general product's; 8 d^2 bytes, and in `fast` up to 16 384 d more for the
-    product of a chunk. Exact, one pass. A chunk of 4096 rows (8192 on CUDA) waits in memory.
+    product of a chunk. Exact, one pass. A chunk of 8192 rows (4096 above d = 4096 on the CPU) waits in memory.
 
     Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
 
@@ -71,7 +70,8 @@ class Moments:
             _require_memory(d)
         self.d = d
         self.precision: Precision = precision
-        self.chunk_rows = _CHUNK_ROWS.get(self.device.type, 4096)
+        # Work of the order of d^2 comes once a chunk, so chunks are long; where rows are, memory asks for less.
+        self.chunk_rows = 4096 if self.device.type == "cpu" and d > 4096 else 8192
         self._done = 0  # rows inside _mean and _scatter
         self._mean = torch.zeros(d, dtype=torch.float64, device=self.device)
         self._scatter = _untouched_zeros(d, self.device)

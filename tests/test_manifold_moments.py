@@ -38,9 +38,9 @@ def take(rows: np.ndarray, precision: str = "fast", pieces: int = 1, device: str
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_moments_match_two_pass_float64(rng, precision, dtype, device):
-    rows = (rng.standard_normal((5000, 40)) * np.linspace(0.1, 3, 40) + 0.5).astype(dtype)
+    rows = (rng.standard_normal((10_000, 40)) * np.linspace(0.1, 3, 40) + 0.5).astype(dtype)
     moments = take(rows, precision, 7, device)
-    assert moments.count == 5000
+    assert moments.count == 10_000
     assert relative(moments.covariance(), two_pass(rows)) < LIMIT[precision]
     np.testing.assert_allclose(moments.mean.cpu(), rows.astype(np.float64).mean(0), rtol=0, atol=1e-13)
     np.testing.assert_allclose(moments.variance().cpu(), two_pass(rows).diagonal(), rtol=10 * LIMIT[precision])
@@ -105,14 +105,14 @@ def test_extreme_scales(rng, precision, scale, device):
     assert relative(take(rows, precision, 3, device).covariance() / scale**2, two_pass(rows / scale)) < LIMIT[precision]
 
 
-splits = st.lists(st.integers(0, 5000), max_size=6)
+splits = st.lists(st.integers(0, 10_000), max_size=6)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @settings(max_examples=25, deadline=None)
 @given(cuts=splits, dtype=st.sampled_from([np.float16, np.float32, np.float64]))
 def test_any_split_gives_the_same_bits(precision, cuts, dtype):
-    rows = np.random.default_rng(1).standard_normal((5000, 6)).astype(dtype)
+    rows = np.random.default_rng(1).standard_normal((10_000, 6)).astype(dtype)
     whole = take(rows, precision)
     parts = Moments(6, precision=precision)
     for piece in np.split(rows, sorted(cuts)):
@@ -123,7 +123,7 @@ def test_any_split_gives_the_same_bits(precision, cuts, dtype):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(2, 4200))
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(2, 9000))
 def test_order_of_rows_does_not_matter(precision, seed, rows):
     rng = np.random.default_rng(seed)
     data = rng.standard_normal((rows, 5)) * 10.0 ** rng.integers(-3, 3) + rng.standard_normal(5)
@@ -134,7 +134,7 @@ def test_order_of_rows_does_not_matter(precision, seed, rows):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.integers(0, 2500), min_size=3, max_size=5))
+@given(seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.integers(0, 5000), min_size=3, max_size=5))
 def test_merging_in_any_order_and_grouping(precision, seed, sizes):
     rng = np.random.default_rng(seed)
     parts = [rng.standard_normal((size, 4)) + 3 * rng.standard_normal(4) for size in sizes]
@@ -209,11 +209,11 @@ def test_duplicated_rows_keep_the_population_covariance(rng, precision):
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e6])
 def test_constant_data_has_no_variance(precision, value):
     """Not a bit of it for float32 rows; the square of the mean's last bits for float64 rows."""
-    narrow = take(np.full((5000, 3), value, np.float32), precision, 3)
+    narrow = take(np.full((10_000, 3), value, np.float32), precision, 3)
     assert torch.equal(narrow.covariance(), torch.zeros(3, 3, dtype=torch.float64))
-    wide = take(np.full((5000, 3), value), precision, 3)
-    assert float(wide.covariance().abs().max()) <= (1e-14 * value) ** 2
-    assert wide.mean.tolist() == pytest.approx([value] * 3, rel=1e-14)
+    wide = take(np.full((10_000, 3), value), precision, 3)
+    assert float(wide.covariance().abs().max()) <= (1e-13 * value) ** 2
+    assert wide.mean.tolist() == pytest.approx([value] * 3, rel=1e-13)
 
 
 def test_no_row_one_row_two_rows():
@@ -256,10 +256,10 @@ def test_values_beyond_any_product_are_refused():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("stop", [0, 1, 4095, 4096, 4500])
+@pytest.mark.parametrize("stop", [0, 1, 8191, 8192, 9000])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_a_stopped_fit_goes_on_bit_for_bit(rng, tmp_path, precision, stop, dtype):
-    rows = (rng.standard_normal((5000, 9)) + 1).astype(dtype)
+    rows = (rng.standard_normal((10_000, 9)) + 1).astype(dtype)
     path = tmp_path / "moments.safetensors"
     first = Moments(9, precision=precision)
     first.update(rows[:stop])
@@ -269,7 +269,7 @@ def test_a_stopped_fit_goes_on_bit_for_bit(rng, tmp_path, precision, stop, dtype
     assert second.precision == precision
     second.update(rows[stop:])
     whole = take(rows, precision)
-    assert second.count == 5000
+    assert second.count == 10_000
     assert torch.equal(second.mean, whole.mean)
     assert torch.equal(second.covariance(), whole.covariance())
     second.save(path)
