@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["encode_images"]
 
-SHARD_BYTES = 64 * 2**20
-"""Size of a shard unless `shard_rows` says otherwise: what a killed run may have to encode again."""
+SHARD_BYTES, SHARD_ROWS = 64 * 2**20, 4096
+"""Size of a shard unless `shard_rows` says otherwise: what a killed run may have to encode again, and how much metadata
+waits in memory."""
 
 
 def encode_images(
@@ -71,7 +72,7 @@ def encode_images(
         workers: decoding processes; one less than the cores unless given, 0 decodes in this process.
         seed: of posterior samples.
         max_rejects: stop when more than this share of the collection, 0 to 1, cannot be used.
-        shard_rows: rows per shard; as many as fill 64 MiB unless given.
+        shard_rows: rows per shard; as many as fill 64 MiB, at most 4,096, unless given.
         progress: told of ("encode", inputs done, inputs in all).
 
     Returns: the complete workspace, opened.
@@ -103,7 +104,7 @@ def encode_images(
         encoder=spec,
         crop=crop_used,
         batch_size=batch,
-        shard_rows=shard_rows or max(1, SHARD_BYTES // (2 * spec.d)),
+        shard_rows=shard_rows or max(1, min(SHARD_ROWS, SHARD_BYTES // (2 * spec.d))),
     )
     root = Path(workspace)
     with writing(root):

@@ -1,0 +1,177 @@
+"""The closed form against the matrix products it needs, against inverting a matrix per level, and the other denoisers.
+
+Run: python benchmarks/closed_form.py [--images cifar10-train.parquet] [--large]
+
+64 states by 50 noise levels, x_t and x0_hat at each. The yardstick is the bare matrix products of the same run, ours and
+theirs in turn, medians. The basis of the timing at d = 16,384 (--large, 4 GiB of memory, some minutes) is a random matrix:
+time does not depend on orthonormality, values are tested elsewhere. The inverse there is extrapolated from d = 3072 by the
+cubic law, and marked so. Without --images the collection of the empirical denoisers is drawn with a power-law spectrum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from report import show, write
+from torch import Tensor
+
+from manifold.certified import CertifiedEmpiricalDenoiser
+from manifold.covariance import FullCovariance, LowRankCovariance
+from manifold.empirical import EmpiricalDenoiser
+from manifold.gaussian import GaussianManifold
+from manifold.mixture import GaussianMixture
+
+STATES, LEVELS = 64, 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--images", type=Path, help="parquet with an `image` column of encoded images, such as CIFAR-10"
+    )
+    parser.add_argument("--large", action="store_true", help="d = 16,384 too")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    trajectories = [closed_form(3072, 3072, repeats=5), closed_form(3072, 256, repeats=5)]
+    if options.large:
+        trajectories += [closed_form(16_384, 1024, repeats=3), closed_form(16_384, 16_384, repeats=1)]
+    inverse_s = one_inverse(3072)
+    for row in trajectories:
+        measured = row["d"] == 3072
+        row["inverse_per_level_s"] = LEVELS * inverse_s * (1 if measured else (row["d"] / 3072) ** 3)
+        row["inverse_is"] = "measured" if measured else "extrapolated by the cube"
+        row["times_faster"] = row["inverse_per_level_s"] / row["ours_s"]
+    show_dicts(f"closed form: {STATES} states x {LEVELS} levels, x_t and x0_hat at each", trajectories)
+    mixture = [mixture_cost(3072, 256, 10)]
+    show_dicts("mixture: x0_hat of 64 states at one level", mixture)
+    empirical = empirical_costs(collection(options.images))
+    show_dicts(f"empirical denoiser, 64 states, {'CIFAR-10' if options.images else 'drawn collection'}", empirical)
+    write("closed_form", {"closed_form": trajectories, "mixture": mixture, "empirical": empirical})
+
+
+def show_dicts(title: str, rows: list[dict[str, object]]) -> None:
+    show(title, list(rows[0]), [list(row.values()) for row in rows])
+
+
+def in_turn(first: Callable[[], object], second: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median seconds of both, run in turn, after one run of each to warm up (none if there is one repeat)."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats + (repeats > 1)):
+        for call, seconds in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            call()
+            if repeat or repeats == 1:
+                seconds.append(time.perf_counter() - start)
+    return median(times[0]), median(times[1])
+
+
+def closed_form(d: int, k: int, repeats: int) -> dict[str, object]:
+    basis = torch.randn(d, k) / d**0.5 if d > 4096 else torch.linalg.qr(torch.randn(d, k)).Q.contiguous()
+    eigvals, mean = torch.logspace(2, -2, k), torch.randn(d)
+    model = FullCovariance(mean, eigvals, basis) if k == d else LowRankCovariance(mean, eigvals, basis, 1e-3)
+    manifold = GaussianManifold(model)
+    x_s = torch.randn(STATES, d)
+    theta = torch.linspace(1.55, 0.02, LEVELS)
+
+    def ours() -> None:
+        manifold.trajectory(x_s, 0.0, 1.0, theta.cos(), theta.sin())
+
+    filtered = torch.randn(2 * LEVELS * STATES, k)
+
+    def products() -> None:
+        x_s @ basis
+        filtered @ basis.T
+
+    ours_s, products_s = in_turn(ours, products, repeats)
+    return {"d": d, "k": k, "ours_s": ours_s, "products_s": products_s, "ratio": ours_s / products_s}
+
+
+def one_inverse(d: int) -> float:
+    """Seconds of one (alpha^2 Sigma + sigma^2 I)^-1 and its product with the states."""
+    root = torch.randn(d, d)
+    noisy = root @ root.T / d + torch.eye(d)
+    x = torch.randn(STATES, d)
+
+    def invert() -> Tensor:
+        return x @ torch.linalg.inv(noisy)
+
+    return in_turn(invert, lambda: None, 3)[0]
+
+
+def mixture_cost(d: int, k: int, components: int) -> dict[str, object]:
+    models = [
+        LowRankCovariance(
+            torch.randn(d), torch.logspace(2, -2, k), torch.linalg.qr(torch.randn(d, k)).Q.contiguous(), 1e-2
+        )
+        for _ in range(components)
+    ]
+    mixture, x_t = GaussianMixture(models), torch.randn(STATES, d)
+    wide = torch.randn(2 * STATES, k)
+
+    def products() -> None:
+        for model in models:
+            x_t @ model.eigvecs
+            wide @ model.eigvecs.T
+
+    ours_s, products_s = in_turn(lambda: mixture.denoise(x_t, 1.0, 1.0), products, 7)
+    return {
+        "d": d,
+        "k": k,
+        "components": components,
+        "ours_s": ours_s,
+        "products_s": products_s,
+        "ratio": ours_s / products_s,
+    }
+
+
+def collection(images: Path | None) -> Tensor:
+    """50,000 rows of 3072 values, float32."""
+    if images is None:
+        basis = torch.linalg.qr(torch.randn(3072, 3072)).Q
+        return (torch.randn(50_000, 3072) * torch.arange(1, 3073).float().pow(-0.75) * 15) @ basis
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    column = pq.read_table(images, columns=["image"]).column("image")
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(one["bytes"].as_py())).convert("RGB")) for one in column])
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1).flatten(1)
+
+
+def empirical_costs(rows: Tensor) -> list[dict[str, object]]:
+    manifold = GaussianManifold.fit(rows, rank=1024)
+    brute, fast = EmpiricalDenoiser(rows), CertifiedEmpiricalDenoiser(rows, manifold)
+    results: list[dict[str, object]] = []
+    x0 = rows[:: len(rows) // STATES][:STATES]
+    noise = torch.randn(x0.shape)
+    for sigma in (0.2, 0.5, 1.0, 2.0, 5.0):
+        x_t = x0 + sigma * noise
+        found, exact = [], []
+        fast_s, brute_s = in_turn(
+            lambda x_t=x_t, sigma=sigma, found=found: found.append(fast.posterior(x_t, 1.0, sigma)),  # type: ignore[misc]
+            lambda x_t=x_t, sigma=sigma, exact=exact: exact.append(brute.posterior(x_t, 1.0, sigma)),  # type: ignore[misc]
+            1,
+        )
+        results.append(
+            {
+                "sigma": sigma,
+                "brute_s": brute_s,
+                "fast_s": fast_s,
+                "rows_evaluated": float(found[0].evaluated.double().mean()),
+                "largest_missed_mass": float(found[0].missed.max()),
+                "certified_error": float(found[0].error_bound.max()),
+                "measured_error": float((found[0].x0_hat - exact[0].x0_hat).norm(dim=1).max()),
+            }
+        )
+    return results
+
+
+if __name__ == "__main__":
+    main()
