@@ -81,7 +81,8 @@ class LowRankCovariance(CovarianceModel):
             return (f(self.eigvals) * coefficients) @ self.eigvecs.T
         gains = f(torch.cat([self.eigvals, self.tail_var[None]]))
         tail = gains[..., -1:]
-        return tail * y + ((gains[..., :-1] - tail) * coefficients) @ self.eigvecs.T
+        # In place: at 50 levels a second (..., n, d) tensor would cost as much as the product.
+        return (((gains[..., :-1] - tail) * coefficients) @ self.eigvecs.T).addcmul_(tail, y)
 
     def trace(self, f: SpectralFunction) -> Tensor:
         """Sum of f(lambda) plus (d - k) f(tail_var), shape (...)."""
