@@ -125,8 +125,8 @@ class GaussianMixture:
 
     def score(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """Gradient of log p(x_t): the components' scores, weighted by their responsibilities. As `denoise`."""
-        log_joint, scores, _ = self._log_joint(x_t, alpha, sigma)
-        return self._weighted(log_joint, scores, x_t)
+        log_joint, solutions, _ = self._log_joint(x_t, alpha, sigma)
+        return -self._weighted(log_joint, solutions, x_t)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws of x0, (n, C, H, W) where the shape is known, else (n, d)."""
@@ -142,15 +142,15 @@ class GaussianMixture:
         shares = log_joint.softmax(1)
         total = torch.zeros_like(parts[0])
         for number, part in enumerate(parts):
-            total = total + shares[:, number, None].to(part) * part
+            total.addcmul_(shares[:, number, None].to(part), part)
         return like(total, x_t)
 
     def _log_joint(
         self, x_t: Tensor, alpha: Level, sigma: Level, targets: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """log pi_j + log N_j (n, J) float64, the components' scores, and their x0_hat if asked for."""
+        """log pi_j + log N_j (n, J) float64, (alpha^2 Sigma_j + sigma^2)^-1 y_j, and x0_hat_j if asked for."""
         logs: list[Tensor] = []
-        scores: list[Tensor] = []
+        solutions: list[Tensor] = []
         predicted: list[Tensor] = []
         for component in self.components:
             x = flat_states(x_t, self.d, component.mean, self.shape)
@@ -162,9 +162,9 @@ class GaussianMixture:
             square = (y.double() * solved.double()).sum(1)
             log_det = component.trace(lambda v, a=a, s=s: (a**2 * v + s**2).log()).double()  # type: ignore[misc]
             logs.append(-0.5 * (square + log_det + self.d * math.log(2 * math.pi)))
-            scores.append(-solved)
+            solutions.append(solved)
             predicted.extend(component.mean + one for one in target)
-        return torch.stack(logs, 1) + self.weights.log(), scores, predicted
+        return torch.stack(logs, 1) + self.weights.log(), solutions, predicted
 
 
 def _filtered(component: CovarianceModel, y: Tensor, a: Tensor, s: Tensor, targets: bool) -> Tensor:
