@@ -5,7 +5,7 @@ Run: python benchmarks/closed_form.py [--images cifar10-train.parquet] [--large]
 64 states by 50 noise levels, x_t and x0_hat at each. The yardstick is the bare matrix products of the same run, ours and
 theirs in turn, medians. The basis of the timing at d = 16,384 (--large, 4 GiB of memory, some minutes) is a random matrix:
 time does not depend on orthonormality, values are tested elsewhere. The inverse there is extrapolated from d = 3072 by the
-cubic law, and marked so. Without --images the collection of the empirical denoisers is drawn with a power-law spectrum.
+cubic law, and marked so. Inverting gives x0_hat only, ours x_t as well. Without --images the collection of the empirical denoisers is drawn with a power-law spectrum.
 """
 
 from __future__ import annotations
@@ -43,18 +43,27 @@ def main() -> None:
     trajectories = [closed_form(3072, 3072, repeats=5), closed_form(3072, 256, repeats=5)]
     if options.large:
         trajectories += [closed_form(16_384, 1024, repeats=3), closed_form(16_384, 16_384, repeats=1)]
-    inverse_s = one_inverse(3072)
+    inverse_s = {dtype: one_inverse(3072, dtype) for dtype in (torch.float32, torch.float64)}
     for row in trajectories:
         measured = row["d"] == 3072
-        row["inverse_per_level_s"] = LEVELS * inverse_s * (1 if measured else (row["d"] / 3072) ** 3)
-        row["inverse_is"] = "measured" if measured else "extrapolated by the cube"
-        row["times_faster"] = row["inverse_per_level_s"] / row["ours_s"]
+        growth = LEVELS if measured else LEVELS * (row["d"] / 3072) ** 3
+        row["inverses_f32_s"], row["inverses_f64_s"] = (
+            growth * inverse_s[torch.float32],
+            growth * inverse_s[torch.float64],
+        )
+        row["inverses_are"] = "measured" if measured else "extrapolated (d^3)"
+        row["faster_f32"] = row["inverses_f32_s"] / row["ours_s"]
+        row["faster_f64"] = row["inverses_f64_s"] / row["ours_s"]
     show_dicts(f"closed form: {STATES} states x {LEVELS} levels, x_t and x0_hat at each", trajectories)
+    accuracy = [precision()]
+    show_dicts("relative error of x0_hat in float32, variances 200 to 1e-4", accuracy)
     mixture = [mixture_cost(3072, 256, 10)]
     show_dicts("mixture: x0_hat of 64 states at one level", mixture)
     empirical = empirical_costs(collection(options.images))
     show_dicts(f"empirical denoiser, 64 states, {'CIFAR-10' if options.images else 'drawn collection'}", empirical)
-    write("closed_form", {"closed_form": trajectories, "mixture": mixture, "empirical": empirical})
+    write(
+        "closed_form", {"closed_form": trajectories, "precision": accuracy, "mixture": mixture, "empirical": empirical}
+    )
 
 
 def show_dicts(title: str, rows: list[dict[str, object]]) -> None:
@@ -94,16 +103,38 @@ def closed_form(d: int, k: int, repeats: int) -> dict[str, object]:
     return {"d": d, "k": k, "ours_s": ours_s, "products_s": products_s, "ratio": ours_s / products_s}
 
 
-def one_inverse(d: int) -> float:
-    """Seconds of one (alpha^2 Sigma + sigma^2 I)^-1 and its product with the states."""
-    root = torch.randn(d, d)
-    noisy = root @ root.T / d + torch.eye(d)
-    x = torch.randn(STATES, d)
+def one_inverse(d: int, dtype: torch.dtype) -> float:
+    """Seconds of one (alpha^2 Sigma + sigma^2 I)^-1 and its product with the states: x0_hat at one level."""
+    root = torch.randn(d, d, dtype=dtype)
+    noisy = root @ root.T / d + torch.eye(d, dtype=dtype)
+    x = torch.randn(STATES, d, dtype=dtype)
 
     def invert() -> Tensor:
         return x @ torch.linalg.inv(noisy)
 
     return in_turn(invert, lambda: None, 3)[0]
+
+
+def precision(d: int = 3072, sigma: float = 0.02) -> dict[str, object]:
+    """Largest error of x0_hat at low noise, relative to float64: why inverting takes float64 and an eigenbasis does not."""
+    basis = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64)).Q
+    eigvals = torch.logspace(2.3, -4, d, dtype=torch.float64)
+    covariance = (basis * eigvals) @ basis.T
+    x0 = (torch.randn(STATES, d, dtype=torch.float64) * eigvals.sqrt()) @ basis.T
+    x_t = x0 + sigma * torch.randn(STATES, d, dtype=torch.float64)
+    exact = ((x_t @ basis) * (eigvals / (eigvals + sigma**2))) @ basis.T
+    zero = torch.zeros(d, dtype=torch.float64)
+    manifold = GaussianManifold(FullCovariance(zero, eigvals, basis)).to(dtype=torch.float32)
+    ours = manifold.denoise(x_t.float(), 1.0, sigma)
+    single = covariance.float()
+    inverted = x_t.float() @ torch.linalg.inv(single + sigma**2 * torch.eye(d)) @ single
+    scale = exact.norm()
+    return {
+        "d": d,
+        "sigma": sigma,
+        "ours_f32_error": float((ours - exact).norm() / scale),
+        "inverse_f32_error": float((inverted - exact).norm() / scale),
+    }
 
 
 def mixture_cost(d: int, k: int, components: int) -> dict[str, object]:
@@ -146,7 +177,7 @@ def collection(images: Path | None) -> Tensor:
 
 
 def empirical_costs(rows: Tensor) -> list[dict[str, object]]:
-    manifold = GaussianManifold.fit(rows, rank=1024)
+    manifold = GaussianManifold.fit(rows, rank=512)
     brute, fast = EmpiricalDenoiser(rows), CertifiedEmpiricalDenoiser(rows, manifold)
     results: list[dict[str, object]] = []
     x0 = rows[:: len(rows) // STATES][:STATES]

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .empirical import EmpiricalPosterior, OnlineSoftmax
+from .empirical import EmpiricalDenoiser, EmpiricalPosterior, OnlineSoftmax
 from .errors import InputError, NotFittedError, ShapeError
 from .gaussian import GaussianManifold
 from .rows import ArrayRows, RowStore, as_rows
@@ -32,6 +33,7 @@ __all__ = ["CertifiedEmpiricalDenoiser"]
 _BLOCK = 8192  # rows of coordinates converted to float64 at a time
 _MATRIX = 1 << 24  # entries of the (states, rows) matrix of bounds held at a time
 _FIRST = 256  # rows evaluated before the first check; four times as many at each further one
+_SPREAD = 16  # beyond a sixteenth of the collection a streamed pass is quicker than fetching rows
 _HALF = 6e-8  # rounding of a float32
 _WIDE = 1e-13  # relative rounding allowed to a float64 square of some thousand terms
 
@@ -50,7 +52,7 @@ class CertifiedEmpiricalDenoiser:
     Raises: NotFittedError if the collection is empty; InputError.
 
     Cost: to build, one pass and 4 N k + 8 N bytes. A call costs n N k, and d for every row evaluated; where the posterior
-    is spread over the collection (large sigma) that is all of them, and brute force the better choice.
+    is spread over more than a sixteenth of the collection (large sigma) it turns to brute force, which is exact.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class CertifiedEmpiricalDenoiser:
         if collection.d != manifold.d:
             raise ShapeError(f"the collection has {collection.d} values a row, the manifold {manifold.d}")
         self.d, self.tolerance, self._fetch = collection.d, tolerance, fetch
+        self._brute = EmpiricalDenoiser(collection)
         self._mean = manifold.mean.detach().cpu().double()
         self._basis = torch.linalg.qr(manifold.eigvecs[:, :rank].detach().cpu().double()).Q
         coordinates, outside, spread = [], [], []
@@ -109,14 +112,19 @@ class CertifiedEmpiricalDenoiser:
         a, s = (level.expand(len(x), 1) for level in level_pair(alpha, sigma, len(x), x))
         if not bool((s > 0).all()):
             raise InputError("the empirical posterior needs sigma > 0; without noise, look for the nearest row instead")
-        parts = []
+        found: list[tuple[Tensor, ...] | None] = []
         step = max(_MATRIX // len(self), 1)
         for low in range(0, len(x), step):
             part = slice(low, low + step)
             bounds = self._bounds(x[part] - a[part] * self._mean, a[part], s[part])
             for row, bound in enumerate(bounds, start=low):
-                parts.append(self._one(x[row], a[row], s[row], bound, min(k, len(self))))
-        return EmpiricalPosterior(*(torch.stack(part) for part in zip(*parts, strict=True)))
+                found.append(self._one(x[row], a[row], s[row], bound, min(k, len(self))))
+        spread = [row for row, one in enumerate(found) if one is None]
+        if spread:
+            brute = self._brute.posterior(x[spread], a[spread, 0], s[spread, 0], min(k, len(self)))
+            for number, row in enumerate(spread):
+                found[row] = tuple(getattr(brute, field.name)[number] for field in fields(brute))
+        return EmpiricalPosterior(*(torch.stack(part) for part in zip(*(one for one in found if one), strict=True)))
 
     def denoise(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """x0_hat up to the tolerance, of the shape, dtype and device of `x_t`. Raises: as `posterior`."""
@@ -139,24 +147,26 @@ class CertifiedEmpiricalDenoiser:
             bounds[:, rows] = -(near.square() + far.square()) / (2 * s**2) * (1 - _WIDE)
         return bounds
 
-    def _one(self, x: Tensor, a: Tensor, s: Tensor, bounds: Tensor, k: int) -> tuple[Tensor, ...]:
-        """One state: evaluate rows in the order of their bounds until the others are proven small."""
-        ordered, ids = bounds.sort(descending=True)
-        rest = ordered.flip(0).logcumsumexp(0).flip(0)  # of this row and all after it
+    def _one(self, x: Tensor, a: Tensor, s: Tensor, bounds: Tensor, k: int) -> tuple[Tensor, ...] | None:
+        """One state: evaluate rows in the order of their bounds until the others are proven small.
+
+        None if that takes so many rows that brute force is quicker. Overwrites `bounds`.
+        """
         total = OnlineSoftmax(1, self.d, k)
-        done, count = 0, max(_FIRST, k)
-        while True:
-            for low in range(done, count, _BLOCK):
-                self._evaluate(total, x, a, s, ids[low : min(low + _BLOCK, count)])
-            done = count
-            left = float(rest[done]) - float(total.log_mass[0]) if done < len(ids) else -math.inf
-            if left <= math.log(self.tolerance):
-                break
-            count = min(4 * done, len(ids))
+        done, wanted, left = 0, min(max(_FIRST, k), len(bounds)), math.inf
+        while left > math.log(self.tolerance):
+            if done + wanted > max(len(bounds) // _SPREAD, _FIRST, k):
+                return None
+            ids = bounds.topk(wanted).indices
+            self._evaluate(total, x, a, s, ids)
+            bounds[ids] = -math.inf
+            done += wanted
+            left = float(bounds.logsumexp(0) - total.log_mass[0]) if done < len(bounds) else -math.inf
+            wanted = min(3 * done, len(bounds) - done)
         missed = torch.tensor(left, dtype=torch.float64).sigmoid() * (1 + 1e-9)  # the sum of bounds rounds too
         centre = total.mean[0]
         reach = float(self._norms.max()) + (centre - self._mean).norm()
-        log_evidence = total.log_mass[0] - math.log(len(ids))
+        log_evidence = total.log_mass[0] - math.log(len(bounds))
         evaluated = torch.tensor(done)
         return centre, total.ids[0], total.probabilities[0], log_evidence, missed, missed * reach, evaluated
 

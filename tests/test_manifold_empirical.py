@@ -121,7 +121,11 @@ def test_small_noise_collapses_on_the_source_without_overflow():
 
 @pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0, 4.0, 30.0])
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
-def test_the_certificate_holds(sigma, alpha):
+@pytest.mark.parametrize("spread", [1, 16])
+def test_the_certificate_holds(sigma, alpha, spread, monkeypatch):
+    monkeypatch.setattr(
+        "manifold.certified._SPREAD", spread
+    )  # 1: by bounds to the last row; 16: brute force beyond that
     rows = collection(n=3000, d=32, seed=5)
     manifold = GaussianManifold.fit(rows)
     x_t = torch.from_numpy(alpha * rows[:20] + sigma * np.random.default_rng(3).normal(size=(20, 32)))
