@@ -11,6 +11,7 @@ upper triangle, in full float32 whatever TF32 setting is in force.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,8 @@ class Moments:
     Raises: InputError if the scatter matrix cannot fit into the machine's memory.
 
     Cost: n d^2 multiply-adds, half of a general product's; 8 d^2 bytes, and in `fast` up to 16 384 d more for the
-    product of a chunk. Exact, one pass. A chunk of 8192 rows (4096 above d = 4096 on the CPU) waits in memory.
+    product of a chunk and twice a chunk for its operands. Exact, one pass. A chunk of 8192 rows (4096 above d = 4096 on
+    the CPU) waits in memory.
 
     Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
 
@@ -71,7 +73,7 @@ class Moments:
         self.d = d
         self.precision: Precision = precision
         # Work of the order of d^2 comes once a chunk, so chunks are long; where rows are, memory asks for less.
-        self.chunk_rows = 4096 if self.device.type == "cpu" and d > 4096 else 8192
+        self.chunk_rows = 4096 if self.device.type == "cpu" else 8192
         self._done = 0  # rows inside _mean and _scatter
         self._mean = torch.zeros(d, dtype=torch.float64, device=self.device)
         self._scatter = _untouched_zeros(d, self.device)
@@ -252,9 +254,9 @@ class Moments:
 
 
 def _untouched_zeros(d: int, device: torch.device) -> Tensor:
-    """Zeros (d, d) float64; on the CPU from NumPy, which leaves memory alone that is never used: half of a triangle."""
+    """Zeros (d, d) float64; on the CPU in pages that take no memory until used: below the diagonal nothing ever is."""
     if device.type == "cpu":
-        return torch.from_numpy(np.zeros((d, d)))
+        return torch.from_numpy(np.frombuffer(mmap.mmap(-1, 8 * d * d)).reshape(d, d))
     return torch.zeros(d, d, dtype=torch.float64, device=device)
 
 

@@ -28,16 +28,25 @@ _SAFE_MIN = 1e-12
 
 
 class Scratch:
-    """Float32 memory for products, allocated once and used again: fresh pages cost as much as filling them."""
+    """Float32 memory for products and their operands, allocated once: to touch fresh pages costs as much as the work."""
 
     def __init__(self) -> None:
-        self._memory = np.zeros(0, dtype=np.float32)
+        self._memory: dict[str, np.ndarray] = {}
 
-    def matrix(self, rows: int, columns: int) -> np.ndarray:
-        """A column-major (rows, columns) matrix; it is valid until the next call."""
-        if self._memory.size < rows * columns:
-            self._memory = np.zeros(rows * columns, dtype=np.float32)
-        return self._memory[: rows * columns].reshape((rows, columns), order="F")
+    def matrix(self, name: str, rows: int, columns: int) -> np.ndarray:
+        """A column-major (rows, columns) matrix; it is valid until the next call with the same name."""
+        memory = self._memory.get(name)
+        if memory is None or memory.size < rows * columns:
+            memory = self._memory[name] = np.empty(rows * columns, dtype=np.float32)
+        return memory[: rows * columns].reshape((rows, columns), order="F")
+
+    def columns(self, name: str, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Columns start to stop of row-major rows, as a column-major matrix with a row for each; a copy unless all."""
+        if stop - start == rows.shape[1]:
+            return rows.T
+        copied = self.matrix(name, stop - start, len(rows))
+        copied.T[:] = rows[:, start:stop]
+        return copied
 
 
 def center(rows: Tensor) -> Tensor:
@@ -115,13 +124,13 @@ def _add_rows_by_blas(scatter: Tensor, rows: np.ndarray, alpha: float, scratch: 
     d = len(scatter)
     for start in range(0, d, _PANEL):
         stop = min(start + _PANEL, d)
-        left = np.ascontiguousarray(rows[:, start:stop]).T
-        out = scratch.matrix(stop - start, stop - start)
+        left = scratch.columns("left", rows, start, stop)
+        out = scratch.matrix("product", stop - start, stop - start)
         product = ssyrk(1.0, left, lower=1, beta=0.0, c=out, overwrite_c=1)
         _add_triangle(scatter[start:stop, start:stop], torch.from_numpy(product.T), alpha)
         if stop < d:
-            right = np.ascontiguousarray(rows[:, stop:]).T
-            out = scratch.matrix(d - stop, stop - start)
+            right = scratch.columns("right", rows, stop, d)
+            out = scratch.matrix("product", d - stop, stop - start)
             product = sgemm(1.0, right, left, trans_b=1, beta=0.0, c=out, overwrite_c=1)
             below, block = torch.from_numpy(product.T), scatter[start:stop, stop:]
             for first, last in _row_blocks(block):
