@@ -5,7 +5,9 @@ Run: python benchmarks/closed_form.py [--images cifar10-train.parquet] [--large]
 64 states by 50 noise levels, x_t and x0_hat at each. The yardstick is the bare matrix products of the same run, ours and
 theirs in turn, medians. The basis of the timing at d = 16,384 (--large, 4 GiB of memory, some minutes) is a random matrix:
 time does not depend on orthonormality, values are tested elsewhere. The inverse there is extrapolated from d = 3072 by the
-cubic law, and marked so. Inverting gives x0_hat only, ours x_t as well. Without --images the collection of the empirical denoisers is drawn with a power-law spectrum.
+cubic law, and marked so. Inverting gives x0_hat only, ours x_t as well.
+
+Without --images the collection of the empirical denoisers is drawn, with a power-law spectrum.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    trajectories = [closed_form(3072, 3072, repeats=5), closed_form(3072, 256, repeats=5)]
+    trajectories = [closed_form(3072, 3072, repeats=9), closed_form(3072, 256, repeats=9)]
     if options.large:
         trajectories += [closed_form(16_384, 1024, repeats=3), closed_form(16_384, 16_384, repeats=1)]
     inverse_s = {dtype: one_inverse(3072, dtype) for dtype in (torch.float32, torch.float64)}
