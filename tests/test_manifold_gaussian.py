@@ -258,7 +258,7 @@ def test_a_file_that_holds_no_manifold(manifold, tmp_path):
 @needs_shared
 @pytest.mark.slow
 def test_denoising_error_on_held_out_cifar():
-    """DESIGN's figures (fitted on 50,000, tested on the test set) within 3 %: 45,000 fitted, 5,000 others. Worst: 2.0 % at sigma = 5."""
+    """DESIGN figures (50,000 fitted, test set) within 3 %: here 45,000 fitted, 5,000 held out; worst 2.0 % at sigma = 5."""
     import io
 
     import pyarrow.parquet as pq
