@@ -66,7 +66,7 @@ RejectsOption = Annotated[
     float, typer.Option(help="Stop when more than this share of the collection cannot be used, 0 to 1.")
 ]
 ShardOption = Annotated[
-    int | None, typer.Option(help="Rows per shard. [default: as many as fill 64 MiB, at most 4,096]")
+    int | None, typer.Option(help="Rows per shard. [default: as many as fill 64 MiB, at most 2,048]")
 ]
 RankOption = Annotated[int | None, typer.Option(help="Eigenpairs to keep. [default: all up to d = 4,096, above 1,024]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["encode_images"]
 
-SHARD_BYTES, SHARD_ROWS = 64 * 2**20, 4096
+SHARD_BYTES, SHARD_ROWS = 64 * 2**20, 2048
 """Size of a shard unless `shard_rows` says otherwise: what a killed run may have to encode again, and how much metadata
 waits in memory."""
 
@@ -72,7 +72,7 @@ def encode_images(
         workers: decoding processes; one less than the cores unless given, 0 decodes in this process.
         seed: of posterior samples.
         max_rejects: stop when more than this share of the collection, 0 to 1, cannot be used.
-        shard_rows: rows per shard; as many as fill 64 MiB, at most 4,096, unless given.
+        shard_rows: rows per shard; as many as fill 64 MiB, at most 2,048, unless given.
         progress: told of ("encode", inputs done, inputs in all).
 
     Returns: the complete workspace, opened.
