@@ -27,7 +27,7 @@ from scipy.linalg.blas import dsyrk, ssyrk
 from index.latents import LatentStore, Shard, latents_file
 from manifold.moments import Moments
 
-ROWS = {3072: 49_152, 4096: 32_768, 8192: 16_384, 16_384: 8192}
+ROWS = {3072: 49_152, 4096: 32_768, 8192: 16_384, 16_384: 16_384}
 FLOOR = {"fast": "ssyrk", "exact": "dsyrk"}
 PCA_RANK = 256
 
