@@ -342,7 +342,7 @@ def demo(
 
 def _encoded(count: int, rejects: int, rejects_path: Path) -> str:
     listed = f"; {rejects:,} rejected, see {rejects_path}" if rejects else ", none rejected"
-    return f"encoded {count:,} images{listed}"
+    return f"stored {count:,} latents{listed}"
 
 
 def main() -> None:

@@ -147,7 +147,7 @@ def _encode(path: Path, searcher: Searcher, encoder: Encoder) -> Tensor:
         decoded = decode_image(data, recipe.encoder.image_size, crop)
     except RejectedImage as rejected:
         raise InputError(f"the query image {path} cannot be used: {rejected}; choose another") from rejected
-    return encoder.encode(torch.from_numpy(decoded.pixels).permute(2, 0, 1)[None]).flatten(1).float().cpu()
+    return encoder.encode(torch.tensor(decoded.pixels).permute(2, 0, 1)[None]).flatten(1).float().cpu()
 
 
 def _pictures(decoder: Encoder, latents: Tensor) -> np.ndarray:

@@ -255,3 +255,7 @@ def test_merged_statistics_are_those_of_one_collection(workspace, tmp_path):
     torch.testing.assert_close(merged.mean, single.mean)
     torch.testing.assert_close(merged.covariance(0), single.covariance(0), rtol=1e-9, atol=1e-12)
     fails(manifold("merge-stats", workspace, workspace, "-o", tmp_path / "b"), "must not be merged with itself")
+
+
+def test_search_says_nothing_on_standard_error(workspace):
+    assert manifold("search", workspace, workspace.parent / "photos" / "07.png").stderr == ""
