@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from manifold.errors import NonFiniteError
-from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file, storage_errors
+from manifold.files import atomic_path, sha256_file, storage_errors
 
 from .latents import Shard, latents_file, metadata_file
 from .workspace import Workspace
@@ -62,12 +62,12 @@ def read_rejects(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def remove_uncommitted(workspace: Workspace) -> None:
-    """Delete what a killed run left behind: temporary files, and shards that the manifest does not name."""
+    """Delete shards that a killed run finished and did not commit: those that the manifest does not name."""
     root, kept = workspace.root, len(workspace.manifest.shards)
     committed = {file(root, number) for number in range(kept) for file in (latents_file, metadata_file)}
-    folders = [root, root / "latents", root / "metadata"]
-    for path in [path for folder in folders if folder.is_dir() for path in folder.iterdir()]:
-        if path.name.startswith(TEMPORARY_PREFIX) or (path.parent != root and path not in committed):
+    folders = [folder for folder in (root / "latents", root / "metadata") if folder.is_dir()]
+    for path in [path for folder in folders for path in folder.iterdir()]:
+        if path not in committed:
             path.unlink()
 
 

@@ -213,6 +213,8 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 def writing(root: Path) -> Iterator[None]:
     """Hold the folder's writer lock, making the folder if need be; the lock ends with the process, however it ends.
 
+    What earlier writers left half-written is deleted first.
+
     Raises: InputError if another process holds it; StorageError if the folder cannot be made or written.
     """
     with storage_errors(root):
@@ -223,6 +225,15 @@ def writing(root: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"another process is writing to {root}; wait until it is done") from error
+        if (root / "manifest.json").is_file():
+            _remove_temporary_files(root)
         yield
     finally:
         os.close(descriptor)
+
+
+def _remove_temporary_files(root: Path) -> None:
+    """Delete what killed runs left half-written: our own temporary files, and those that safetensors makes itself."""
+    for folder in (root, root / "latents", root / "metadata", root / "stats", root / "index"):
+        for path in folder.glob(".tmp*"):
+            path.unlink()
