@@ -91,7 +91,7 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
 def plan(query: Sequence[Panel], neighbours: Sequence[Panel]) -> Layout:
     """Cells of 160 to 256 pixels, a whole multiple of small pictures; at least four columns, so that headings fit."""
     side = max(max(panel.pixels.shape[:2]) for panel in [*query, *neighbours])
-    cell = side * max(1, round(160 / side)) if side <= 160 else min(side, 256)
+    cell = side * -(-160 // side) if side <= 128 else min(side, 256)
     columns = max(4, len(query), min(5, len(neighbours)))
     return Layout(cell=cell, columns=columns)
 
