@@ -1,3 +1,5 @@
+from .alignment import Alignment as Alignment
+from .alignment import measure_alignment as measure_alignment
 from .certified import CertifiedEmpiricalDenoiser as CertifiedEmpiricalDenoiser
 from .compare import Comparison as Comparison
 from .compare import compare_denoisers as compare_denoisers
@@ -15,6 +17,12 @@ from .local_wiener import WienerLocalDenoiser as WienerLocalDenoiser
 from .mixture import GaussianMixture as GaussianMixture
 from .mixture_fit import fit_mixture as fit_mixture
 from .moments import Moments as Moments
+from .nulls import shuffled_network as shuffled_network
+from .nulls import smooth_path as smooth_path
+from .path_pca import PathPCA as PathPCA
+from .path_pca import measure_path_pca as measure_path_pca
+from .path_rotation import PathRotation as PathRotation
+from .path_rotation import measure_path_rotation as measure_path_rotation
 from .pretrained import from_pretrained as from_pretrained
 from .pretrained import save_pretrained as save_pretrained
 from .schedule import NoiseSchedule as NoiseSchedule
