@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import ShapeError
 from .gaussian import GaussianManifold
 from .nulls import derangement
-from .recorded import closed_form, flat_path, level_lists
+from .path_states import closed_form, flat_path, level_lists
 from .states import Levels
 
 __all__ = ["Agreement", "Alignment", "measure_alignment"]

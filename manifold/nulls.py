@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .covariance import LowRankCovariance
 from .errors import InputError
 from .gaussian import GaussianManifold
-from .recorded import flat_path
+from .path_states import flat_path
 
 __all__ = ["derangement", "isotropic", "random_directions", "shuffled_network", "smooth_path"]
 

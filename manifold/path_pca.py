@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import InputError
 from .gaussian import GaussianManifold
 from .nulls import smooth_path
-from .recorded import closed_form, flat_path, level_lists
+from .path_states import closed_form, flat_path, level_lists
 from .states import Levels
 
 __all__ = ["PathPCA", "measure_path_pca", "path_explained"]

@@ -22,7 +22,7 @@ from torch import Tensor
 from .errors import InputError
 from .gaussian import GaussianManifold
 from .nulls import smooth_path
-from .recorded import closed_form, flat_path, level_lists
+from .path_states import closed_form, flat_path, level_lists
 from .states import Levels, safe_ratio
 
 __all__ = ["PathRotation", "RotationFit", "measure_path_rotation", "rotation_fit"]
