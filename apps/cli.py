@@ -317,6 +317,24 @@ def verify(workspace: WorkspaceArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def explore(
+    workspace: WorkspaceArgument,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="OTHER", help="A workspace whose spectrum may be laid over it; repeatable."),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port of 127.0.0.1 to serve at.")] = 8501,
+) -> None:
+    """Look at a workspace in the browser: spectrum, directions, noisy states, neighbours, map, health.
+
+    Example: manifold explore ws
+    """
+    from .explore import explore as serve
+
+    serve([workspace, *(compare or [])], port=port)
+
+
+@app.command()
 def demo(
     workspace: Annotated[
         Path, typer.Option("--workspace", "-w", metavar="DIR", help="Folder for the demo's files and pictures.")

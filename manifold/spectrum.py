@@ -26,6 +26,7 @@ __all__ = [
     "marchenko_pastur_edge",
     "participation_ratio",
     "power_law",
+    "power_law_line",
 ]
 
 
@@ -132,6 +133,21 @@ def power_law(eigvals: Tensor, first: int, last: int) -> PowerLaw:
     line = y - (height.mean() + slope * (x - centre.mean()))
     misfit = float(np.sqrt((line**2).mean()) / math.log(10))
     return PowerLaw(-slope, -slope - half, -slope + half, first, last, misfit)
+
+
+def power_law_line(eigvals: Tensor, law: PowerLaw) -> tuple[tuple[int, int], tuple[float, float]]:
+    """The ends of a fitted power law, to be drawn: a line through the geometric mean of the eigenvalues it was fitted to.
+
+    Arguments
+        eigvals: those given to `power_law`. law: what it returned.
+
+    Returns: ranks (first, last) and the law's variances there.
+    """
+    values = eigvals[law.first - 1 : law.last].double().log()
+    ranks = torch.arange(law.first, law.last + 1, dtype=torch.float64, device=eigvals.device).log()
+    ends = torch.tensor([law.first, law.last], dtype=torch.float64, device=eigvals.device).log()
+    heights = (values.mean() - law.exponent * (ends - ranks.mean())).exp().tolist()
+    return (law.first, law.last), (heights[0], heights[1])
 
 
 @dataclass(frozen=True)

@@ -250,3 +250,14 @@ def test_full_covariance_of_identity_is_flat():
     model = FullCovariance(torch.zeros(12), torch.ones(12), torch.eye(12))
     rings = radial_power(model, (3, 2, 2))
     torch.testing.assert_close(rings.power, torch.ones_like(rings.power))
+
+
+def test_the_line_of_a_power_law_is_the_law_itself():
+    """On an exact power law the drawn line meets the first and the last eigenvalue."""
+    from manifold.spectrum import power_law_line
+
+    eigvals = 7.0 * torch.arange(1, 201, dtype=torch.float64) ** -1.3
+    law = power_law(eigvals, 10, 120)
+    ranks, heights = power_law_line(eigvals, law)
+    assert ranks == (10, 120)
+    np.testing.assert_allclose(heights, [float(eigvals[9]), float(eigvals[119])], rtol=1e-10)

@@ -1,0 +1,73 @@
+"""`manifold explore`: the explorer, served to this machine's own browser and to nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from manifold.errors import InputError, MissingExtraError
+
+__all__ = ["MAX_UPLOAD_MB", "explore", "server_arguments"]
+
+MAX_UPLOAD_MB = 64
+"""What the server takes in; pages refuse smaller files than that with a sentence."""
+
+_SETTINGS = {
+    "server.address": "127.0.0.1",
+    "server.headless": "true",
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": str(MAX_UPLOAD_MB),
+    "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "viewer",
+    "client.showErrorDetails": "none",
+    "theme.light.primaryColor": "#2456a6",
+    "theme.dark.primaryColor": "#6f9fe8",
+}
+
+
+def server_arguments(workspaces: Sequence[str | Path], port: int) -> list[str]:
+    """The arguments of `streamlit run`: this machine only, no browser opened, no statistics sent.
+
+    Arguments
+        workspaces: the folder to explore, then those to lay over it. port: to listen on.
+    """
+    settings = [f"--{name}={value}" for name, value in {**_SETTINGS, "server.port": str(port)}.items()]
+    script = Path(__file__).with_name("explorer") / "main.py"
+    return ["run", str(script), *settings, "--", *(str(path) for path in workspaces)]
+
+
+def explore(workspaces: Sequence[str | Path], *, port: int = 8501) -> None:
+    """Serve the explorer until the process is stopped.
+
+    Arguments
+        workspaces: the folder to explore, then those whose spectra may be laid over it. port: 1024 to 65535.
+
+    Raises: MissingExtraError if streamlit or plotly is not installed; InputError if the port is out of range or taken.
+    """
+    if find_spec("streamlit") is None or find_spec("plotly") is None:
+        raise MissingExtraError("the explorer needs streamlit and plotly; run: pip install 'latent-manifold[explorer]'")
+    _require_free(port)
+    import sys
+
+    from streamlit.web.cli import main
+
+    # The first page is visible sooner if what it needs is in memory before the first reader comes.
+    from .explorer import app, spectrum  # noqa: F401
+
+    arguments = server_arguments(workspaces, port)
+    sys.argv = ["streamlit", *arguments]
+    main(arguments, standalone_mode=False)
+
+
+def _require_free(port: int) -> None:
+    import socket
+
+    if not 1024 <= port <= 65535:
+        raise InputError(f"the port must lie between 1024 and 65535, it is {port}")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(f"port {port} is taken ({error.strerror}); choose another with --port") from error

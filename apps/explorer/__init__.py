@@ -1,0 +1,1 @@
+"""The explorer: pages that show what the tested functions of `manifold` and `index` compute, and compute nothing."""

@@ -1,0 +1,96 @@
+"""Figures as every page shows them: axes with units, a sentence that says how to read them, and both downloads.
+
+Colours are those of Streamlit's theme, light or dark; the toolbar of a figure saves it as a picture.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+__all__ = ["AMBER", "BLUE", "GREY", "SERIES", "figure", "show_figure", "table_csv"]
+
+BLUE, AMBER, GREY = "#4c82d6", "#dd8b2c", "#8a8f98"
+"""Legible on white and on black alike."""
+SERIES = (BLUE, AMBER, "#3fa37a", "#c65b7c", "#8f6fd0", "#5aa9b8", "#b8a23a", "#9a6b4f", "#6f8a3a", "#d06fb5")
+"""Colours of categories, in order."""
+
+
+def figure(x: str, y: str, *, height: int = 400, log_x: bool = False, log_y: bool = False) -> go.Figure:
+    """An empty figure with labelled axes.
+
+    Arguments
+        x, y: labels, each with its unit. height: in pixels. log_x, log_y: logarithmic axes, a label for each decade.
+    """
+    drawn = go.Figure()
+    axis = {"showline": True, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY, "automargin": True}
+    drawn.update_layout(
+        height=height,
+        margin={"l": 8, "r": 8, "t": 36, "b": 8},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "title": None},
+        hovermode="closest",
+    )
+    logarithmic = {"type": "log", "dtick": 1, "exponentformat": "power"}
+    drawn.update_xaxes(title=x, **axis, **(logarithmic if log_x else {}))
+    drawn.update_yaxes(title=y, **axis, **(logarithmic if log_y else {}))
+    return drawn
+
+
+def show_figure(
+    drawn: go.Figure,
+    caption: str,
+    data: Mapping[str, Sequence[Any]],
+    name: str,
+    *,
+    select: bool = False,
+) -> Any:
+    """Show a figure with its caption and the download of its data.
+
+    Arguments
+        drawn: the figure. caption: one sentence that says how to read it.
+        data: columns of one length each, as drawn, written to CSV when asked for. name: of the files, and of the widgets.
+        select: whether points can be selected by a click, a box or a lasso.
+
+    Returns: the selection, if `select`.
+    """
+    config = {
+        "displaylogo": False,
+        "displayModeBar": True,
+        "modeBarButtonsToRemove": [] if select else ["select2d", "lasso2d", "autoScale2d"],
+        "toImageButtonOptions": {"format": "png", "filename": name, "scale": 2},
+    }
+    chosen = None
+    if select:
+        chosen = st.plotly_chart(drawn, config=config, key=f"figure-{name}", on_select="rerun")
+    else:
+        st.plotly_chart(drawn, config=config, key=f"figure-{name}")
+    text, button = st.columns([5, 1], vertical_alignment="top", wrap=False)
+    text.caption(f"{caption} The camera above the figure saves it as a picture.")
+    button.download_button(
+        "CSV",
+        lambda: table_csv(data),
+        file_name=f"{name}.csv",
+        mime="text/csv",
+        key=f"data-{name}",
+        icon=":material/download:",
+        help="The data of this figure",
+        on_click="ignore",
+        width="stretch",
+    )
+    return chosen
+
+
+def table_csv(data: Mapping[str, Sequence[Any]]) -> str:
+    """Columns as CSV with a header; shorter columns end in empty cells."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(data)
+    columns = [list(column) for column in data.values()]
+    for row in range(max((len(column) for column in columns), default=0)):
+        writer.writerow([column[row] if row < len(column) else "" for column in columns])
+    return text.getvalue()

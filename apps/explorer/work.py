@@ -1,0 +1,63 @@
+"""Long work inside a page: a bar that moves, and an end when the reader asks for one.
+
+Streamlit stops a run at its next message to the page when the reader presses Stop, changes a widget or goes to another
+page; a bar that is drawn again at every report is such a message, so the work ends there and then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import streamlit as st
+
+from index.progress import Progress
+from manifold.rows import RowStore
+
+__all__ = ["Watched", "working"]
+
+_EVERY_S = 0.1
+
+
+@contextmanager
+def working(what: str) -> Iterator[Progress]:
+    """Show a bar under the words `what` while the block runs; yields the function to report to."""
+    bar = st.progress(0.0, f"{what} … (Stop, at the top right, ends it)")
+    drawn = time.monotonic()
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal drawn
+        if time.monotonic() - drawn > _EVERY_S:
+            drawn = time.monotonic()
+            bar.progress(
+                min(done / max(total, 1), 1.0), f"{what}: {done:,} of {total:,} (Stop, at the top right, ends it)"
+            )
+
+    try:
+        yield report
+    finally:
+        bar.empty()
+
+
+class Watched:
+    """A store that reports the rows read from it, for library functions that take a store and no progress.
+
+    Arguments
+        store: the rows. progress: told of rows read. passes: how often the function reads the store.
+    """
+
+    def __init__(self, store: RowStore, progress: Progress, passes: int = 1) -> None:
+        self._store, self._progress, self._total, self._done = store, progress, passes * len(store), 0
+        self.d = store.d
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def batches(self, rows: int) -> Iterator[np.ndarray]:
+        """As the store's own."""
+        for batch in self._store.batches(rows):
+            self._done += len(batch)
+            self._progress("read", self._done, self._total)
+            yield batch

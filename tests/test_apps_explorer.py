@@ -1,0 +1,193 @@
+"""The pages of the explorer under Streamlit's own test driver: what they show, answer to, and say of faults."""
+
+import csv
+import io
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("streamlit", reason="needs the explorer extra")
+pytest.importorskip("plotly", reason="needs the explorer extra")
+
+from manifold_apps.explore import explore, server_arguments
+from manifold_apps.run import run_images
+from streamlit.testing.v1 import AppTest
+
+from manifold.errors import InputError, MissingExtraError
+
+SIDE = 8
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    """Smooth pictures, one of them twice, and one file that is none."""
+    rng = np.random.default_rng(7)
+    folder.mkdir()
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
+    shutil.copy(folder / "003.png", folder / "zz-copy.png")
+    (folder / "broken.png").write_bytes(b"this is not an image at all")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("explorer")
+    run_images(write_pictures(root / "pictures", 120), root / "ws", encoder="pixels", size=SIDE, workers=0)
+    return root / "ws"
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("other")
+    run_images(write_pictures(root / "pictures", 40), root / "other-ws", encoder="pixels", size=SIDE, workers=0)
+    return root / "other-ws"
+
+
+def script(workspaces, only):
+    from manifold_apps.explorer.app import show
+
+    show(workspaces, only)
+
+
+def open_page(name: str, *workspaces: Path, **query: str) -> AppTest:
+    """One page, run once, without an error in it."""
+    page = AppTest.from_function(script, args=([str(path) for path in workspaces], name), default_timeout=60)
+    for key, value in query.items():
+        page.query_params[key] = value
+    return sound(page.run())
+
+
+def sound(page: AppTest) -> AppTest:
+    assert not page.exception, page.exception[0].stack_trace
+    assert not page.error, page.error[0].value
+    return page
+
+
+def figures(page: AppTest) -> list[dict]:
+    return [json.loads(chart.proto.spec) for chart in page.get("plotly_chart")]
+
+
+def titles(figure: dict) -> tuple[str, str]:
+    return figure["layout"]["xaxis"]["title"]["text"], figure["layout"]["yaxis"]["title"]["text"]
+
+
+def every_figure_can_be_read(page: AppTest) -> None:
+    """Axes labelled, a caption, and the data to download."""
+    charts = figures(page)
+    assert charts
+    for chart in charts:
+        assert all(titles(chart))
+    assert sum("saves it as a picture" in caption.value for caption in page.caption) == len(charts)
+    assert len(page.get("download_button")) >= len(charts)
+
+
+def test_the_first_page_by_its_address(workspace):
+    main = Path(__file__).parents[1] / "apps" / "explorer" / "main.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["main.py", str(workspace)])
+        page = sound(AppTest.from_file(str(main), default_timeout=60).run())
+    assert page.title[0].value == "Spectrum"
+
+
+@pytest.mark.parametrize("only", ["spectrum"])
+def test_without_a_workspace_a_page_says_what_to_do(tmp_path, only):
+    page = AppTest.from_function(script, args=([str(tmp_path / "nowhere")], only), default_timeout=60).run()
+    assert not page.exception
+    assert page.title[0].value == "This workspace cannot be shown"
+    assert "is not a folder" in page.error[0].value
+    assert page.button[0].label == "Try again"
+
+
+@pytest.mark.parametrize("damaged", ["manifest.json", "stats/stats.safetensors", "index/image.index"])
+def test_a_damaged_workspace_is_named(workspace, tmp_path, damaged):
+    copy = tmp_path / "ws"
+    shutil.copytree(workspace, copy)
+    (copy / damaged).write_bytes(b"{")
+    page = AppTest.from_function(script, args=([str(copy)], "spectrum"), default_timeout=60).run()
+    assert not page.exception
+    said = [error.value for error in page.error] + [caption.value for caption in page.caption]
+    assert any(damaged in text for text in said), said
+
+
+def test_a_workspace_that_was_repaired_is_shown(workspace, tmp_path):
+    copy = tmp_path / "ws"
+    shutil.copytree(workspace, copy)
+    kept = (copy / "manifest.json").read_bytes()
+    (copy / "manifest.json").write_bytes(kept[:50])
+    page = AppTest.from_function(script, args=([str(copy)], "spectrum"), default_timeout=60).run()
+    assert page.error
+    (copy / "manifest.json").write_bytes(kept)
+    sound(page.button[0].click().run())
+    assert page.title[0].value == "Spectrum"
+
+
+def test_spectrum_shows_the_eigenvalues(workspace):
+    from index import Workspace
+    from index.statistics import load_manifold
+
+    page = open_page("spectrum", workspace)
+    every_figure_can_be_read(page)
+    eigenvalues = figures(page)[0]
+    assert titles(eigenvalues) == ("rank of the direction", "variance (latent units²)")
+    latents = Workspace.open(workspace).latents.read(np.arange(121)).astype(np.float64)
+    wanted = np.linalg.eigvalsh(np.cov(latents.T))[::-1]
+    shown = np.array(eigenvalues["data"][0]["y"])
+    np.testing.assert_allclose(shown, wanted[: len(shown)], rtol=1e-3, atol=1e-4 * wanted[0])
+    assert len(shown) <= load_manifold(Workspace.open(workspace)).k
+
+
+def test_spectrum_judges_itself_when_asked(workspace):
+    page = open_page("spectrum", workspace)
+    assert not page.info
+    page.button[0].click().run()
+    sound(page)
+    assert "two halves of the data" in page.info[0].value
+    assert any("reliable" in str(trace.get("name")) for trace in figures(page)[0]["data"])
+
+
+def test_spectrum_lays_another_over_it(workspace, other):
+    page = open_page("spectrum", workspace, other)
+    before = len(figures(page)[0]["data"])
+    page.selectbox(key="over").set_value(str(other)).run()
+    sound(page)
+    assert len(figures(page)[0]["data"]) == before + 1
+    again = open_page("spectrum", workspace, other, over=str(other))
+    assert len(figures(again)[0]["data"]) == before + 1, "the address carries the choice"
+
+
+def test_the_table_of_a_figure():
+    from manifold_apps.explorer.figures import table_csv
+
+    rows = list(csv.reader(io.StringIO(table_csv({"a, b": [1, 2, 3], "c": [0.5]}))))
+    assert rows == [["a, b", "c"], ["1", "0.5"], ["2", ""], ["3", ""]]
+
+
+def test_the_server_listens_to_this_machine_and_sends_nothing(tmp_path):
+    arguments = server_arguments([tmp_path], 9000)
+    for wanted in ("--server.address=127.0.0.1", "--browser.gatherUsageStats=false", "--server.headless=true"):
+        assert wanted in arguments
+    assert arguments[-2:] == ["--", str(tmp_path)]
+
+
+def test_without_the_extra_the_sentence_names_it(tmp_path, monkeypatch):
+    import manifold_apps.explore
+
+    monkeypatch.setattr(manifold_apps.explore, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'latent-manifold\[explorer\]'"):
+        explore([tmp_path])
+
+
+def test_ports_that_cannot_be_used(tmp_path):
+    with pytest.raises(InputError, match="between 1024 and 65535"):
+        explore([tmp_path], port=80)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match="is taken"):
+            explore([tmp_path], port=taken.getsockname()[1])
