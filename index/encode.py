@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +28,7 @@ from .workspace import Manifest, Recipe, Workspace, writing
 if TYPE_CHECKING:
     from .encoders import Encoder, EncoderSpec
 
-__all__ = ["encode_images"]
+__all__ = ["encode_images", "encode_into", "import_into", "worker_count"]
 
 SHARD_BYTES, SHARD_ROWS = 64 * 2**20, 2048
 """Size of a shard unless `shard_rows` says otherwise: what a killed run may have to encode again, and how much metadata
@@ -114,10 +114,14 @@ def encode_images(
             return made
         with ShardWriter(made) as writer:
             if isinstance(collection, EmbeddingSource):
-                _import_embeddings(collection, made, writer, progress)
+                done = made.manifest.next_input
+                import_into(writer, collection.batches(done), done, recipe.inputs, progress)
             else:
                 assert opened is not None
-                _encode(collection, opened, made, writer, _workers(workers), max_rejects, progress)
+                encode_into(
+                    made, writer, collection, opened, workers=workers, max_rejects=max_rejects, progress=progress
+                )
+            writer.finish()
     if not made.manifest.count:
         raise InputError(
             f"none of the {recipe.inputs:,} images in {images} could be used; {made.rejects_path} says why, one by one"
@@ -141,7 +145,8 @@ def _portable(spec: EncoderSpec, root: Path) -> EncoderSpec:
     return replace(spec, id=Path(os.path.relpath(folder.resolve(), root.resolve())).as_posix())
 
 
-def _workers(asked: int | None) -> int:
+def worker_count(asked: int | None) -> int:
+    """Decoding processes to start: one less than the cores unless asked for a number. Raises: InputError."""
     if asked is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, cores - 1)
@@ -179,18 +184,34 @@ def _command(recipe: Recipe) -> str:
     return shlex.join(words)
 
 
-def _encode(
-    source: ImageSource,
-    encoder: Encoder,
+def encode_into(
     workspace: Workspace,
     writer: ShardWriter,
-    workers: int,
-    max_rejects: float,
-    progress: Progress,
-) -> None:
+    source: ImageSource,
+    encoder: Encoder,
+    *,
+    offset: int = 0,
+    inputs: int | None = None,
+    workers: int | None = None,
+    max_rejects: float = 0.05,
+    progress: Progress = silent,
+) -> int:
+    """Decode and encode the images of a collection, from the first that has not been looked at, into a writer's shards.
+
+    Arguments
+        offset: number of the collection's first image among all inputs of the workspace.
+        inputs: images expected, of which `max_rejects` is a share; the length of the collection unless given.
+
+    Returns: the number of the input after the last. Call `writer.finish` with it.
+
+    Raises: as `encode_images`.
+    """
     recipe = workspace.manifest.recipe
-    allowed = int(max_rejects * recipe.inputs)
-    row, start = workspace.manifest.count, workspace.manifest.next_input
+    inputs = len(source) if inputs is None else inputs
+    allowed = int(max_rejects * inputs)
+    row = workspace.manifest.count
+    start = done = workspace.manifest.next_input - offset
+    earlier = sum(reject["input"] < offset for reject in writer.rejects)
     pending: list[Decoded] = []
 
     def flush() -> None:
@@ -199,15 +220,19 @@ def _encode(
             return
         pixels = torch.from_numpy(np.stack([item.pixels for item in pending])).permute(0, 3, 1, 2)
         latents = encoder.encode(pixels, first_row=row).flatten(1).cpu().numpy()
-        writer.append(latents, [_record(item) for item in pending], next_input=pending[-1].position + 1)
+        writer.append(latents, [_record(item) for item in pending], next_input=offset + pending[-1].position + 1)
         row += len(pending)
         pending.clear()
 
-    progress("encode", start, recipe.inputs)
+    progress("encode", start, inputs)
     stream = decode_stream(
-        source, recipe.encoder.image_size, recipe.crop, start=start, workers=workers, batch=recipe.batch_size
+        source,
+        recipe.encoder.image_size,
+        recipe.crop,
+        start=start,
+        workers=worker_count(workers),
+        batch=recipe.batch_size,
     )
-    done = start
     for items in stream:
         for item in items:
             if isinstance(item, Decoded):
@@ -215,15 +240,15 @@ def _encode(
                 if len(pending) == min(recipe.batch_size, writer.free_rows):
                     flush()
             else:
-                writer.reject(
-                    {"input": item.position, "image_path": item.image_path, "key": item.key, "reason": item.reason}
-                )
-        if len(writer.rejects) > allowed:
-            _stop_for_rejects(writer, workspace, max_rejects)
+                number = offset + item.position
+                writer.reject({"input": number, "image_path": item.image_path, "key": item.key, "reason": item.reason})
+        if len(writer.rejects) - earlier > allowed:
+            writer.save_rejects()
+            raise _too_many(writer.rejects[earlier:], inputs, max_rejects, workspace)
         done += len(items)
-        progress("encode", done, recipe.inputs)
+        progress("encode", done, inputs)
     flush()
-    writer.finish()
+    return offset + done
 
 
 def _record(item: Decoded) -> dict[str, Any]:
@@ -238,28 +263,32 @@ def _record(item: Decoded) -> dict[str, Any]:
     }
 
 
-def _stop_for_rejects(writer: ShardWriter, workspace: Workspace, max_rejects: float) -> None:
-    writer.save_rejects()
-    reasons = Counter(reject["reason"] for reject in writer.rejects).most_common(3)
+def _too_many(
+    rejects: list[dict[str, Any]], inputs: int, max_rejects: float, workspace: Workspace
+) -> TooManyRejectsError:
+    reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
     listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
-    inputs = workspace.manifest.recipe.inputs
-    raise TooManyRejectsError(
-        f"{len(writer.rejects):,} of {inputs:,} images cannot be used, more than the share of {max_rejects:g} allowed: "
+    return TooManyRejectsError(
+        f"{len(rejects):,} of {inputs:,} images cannot be used, more than the share of {max_rejects:g} allowed: "
         f"{listed}; see {workspace.rejects_path}, or allow more with --max-rejects"
     )
 
 
-def _import_embeddings(source: EmbeddingSource, workspace: Workspace, writer: ShardWriter, progress: Progress) -> None:
-    total = workspace.manifest.recipe.inputs
-    done = workspace.manifest.next_input
+def import_into(
+    writer: ShardWriter,
+    batches: Iterable[tuple[np.ndarray, dict[str, list[Any]]]],
+    done: int,
+    total: int,
+    progress: Progress = silent,
+) -> None:
+    """Store embeddings made elsewhere as they are, the first being input number `done` of `total`."""
     progress("encode", done, total)
-    for array, columns in source.batches(done):
+    for array, columns in batches:
         records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         for low, high in _pieces(len(array), writer):
             writer.append(array[low:high], records[low:high], next_input=done + high)
         done += len(array)
         progress("encode", done, total)
-    writer.finish()
 
 
 def _pieces(rows: int, writer: ShardWriter) -> Iterator[tuple[int, int]]:

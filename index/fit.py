@@ -15,17 +15,17 @@ from typing import Literal
 from manifold.covariance import LowRankCovariance, fit_lowrank, fit_stationary
 from manifold.cross_spectrum import CrossSpectrum
 from manifold.diagnostics import diagnose, verdict
-from manifold.errors import FormatError, InputError, ManifoldWarning, NonFiniteError
+from manifold.errors import FormatError, InputError, ManifoldWarning, NonFiniteError, NotFittedError
 from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments, Precision
 from manifold.reproducibility import split_half
 from manifold.selection import fit_auto
 
 from .progress import Progress, silent
-from .statistics import load_manifold
+from .statistics import covers_other_latents, load_manifold
 from .workspace import Workspace, writing
 
-__all__ = ["Model", "fit_workspace", "judge_workspace"]
+__all__ = ["Model", "fit_workspace", "judge_workspace", "refit_workspace"]
 
 Model = Literal["auto", "full", "lowrank", "stationary"]
 
@@ -77,6 +77,7 @@ def fit_workspace(
             "encoder": json.dumps(recipe.encoder.to_dict(), sort_keys=True),
             "collection": recipe.source,
             "shards": json.dumps(_checksums(opened)),
+            "fit": json.dumps({"model": model, "rank": rank, "precision": precision}),
         }
         store = opened.latents
         if model == "stationary":
@@ -100,6 +101,24 @@ def fit_workspace(
             fitted = GaussianManifold.from_moments(moments, rank=kept, shape=shape, metadata=metadata)
         fitted.save(opened.stats_path)
     return fitted
+
+
+def refit_workspace(workspace: str | Path, *, progress: Progress = silent) -> GaussianManifold:
+    """Bring statistics up to the latents, as they were asked for when they were fitted.
+
+    What was added is all that is read: the moments go on where they stopped, so they end with the bytes of one pass over
+    all latents. After a removal the pass begins anew.
+
+    Raises: NotFittedError if the workspace was never fitted; all of `fit_workspace`.
+    """
+    opened = Workspace.open(workspace)
+    try:
+        earlier = GaussianManifold.load(opened.stats_path)
+    except FileNotFoundError as error:
+        raise NotFittedError(f"{opened.root} has no statistics yet; run: manifold fit {opened.root}") from error
+    if not covers_other_latents(opened, earlier.metadata):
+        return earlier
+    return fit_workspace(workspace, **json.loads(earlier.metadata.get("fit", "{}")), progress=progress)
 
 
 def judge_workspace(workspace: str | Path) -> str:

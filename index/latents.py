@@ -6,8 +6,8 @@ error leaves of a latent, and halves the disk; sums over the store are taken in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,25 @@ from manifold.errors import FormatError, InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["LatentStore", "Shard", "latents_file", "metadata_file"]
+__all__ = ["LatentStore", "Shard", "latents_file", "metadata_file", "numbered"]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One committed shard: its row count and the checksums of its two files."""
+    """One committed shard: its row count, the checksums of its two files, and the number in their names."""
 
     rows: int
     latents_sha256: str
     metadata_sha256: str
+    number: int = -1
+    """Rises from shard to shard, with gaps once images were removed; the shard's position unless given."""
+
+
+def numbered(shards: Iterable[Shard]) -> tuple[Shard, ...]:
+    """The shards, those without a number numbered by position."""
+    return tuple(
+        shard if shard.number >= 0 else replace(shard, number=position) for position, shard in enumerate(shards)
+    )
 
 
 def latents_file(root: Path, number: int) -> Path:
@@ -49,7 +58,7 @@ class LatentStore:
 
     def __init__(self, root: Path, shards: Sequence[Shard], shape: tuple[int, int, int]) -> None:
         self.root = root
-        self.shards = tuple(shards)
+        self.shards = numbered(shards)
         self.shape = shape
         self.d = int(np.prod(shape))
         self._starts = np.array([0, *accumulate(shard.rows for shard in self.shards)], dtype=np.int64)
@@ -120,7 +129,7 @@ class LatentStore:
         return self._maps[number]
 
     def _open(self, number: int) -> np.ndarray:
-        path = latents_file(self.root, number)
+        path = latents_file(self.root, self.shards[number].number)
         expected = (self.shards[number].rows, self.d)
         try:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -138,7 +147,7 @@ class LatentStore:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = metadata_file(self.root, number)
+        path = metadata_file(self.root, self.shards[number].number)
         try:
             table = pq.read_table(path, columns=None if columns is None else list(columns))
         except FileNotFoundError as error:

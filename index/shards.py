@@ -7,7 +7,7 @@ process killed anywhere leaves either the state before the commit or the state a
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +25,7 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ShardWriter", "read_rejects", "remove_uncommitted"]
+__all__ = ["ShardWriter", "read_rejects", "remove_uncommitted", "write_rejects"]
 
 
 def _metadata_schema() -> pa.Schema:
@@ -61,14 +61,26 @@ def read_rejects(workspace: Workspace) -> list[dict[str, Any]]:
     return pq.read_table(workspace.rejects_path).to_pylist()
 
 
-def remove_uncommitted(workspace: Workspace) -> None:
-    """Delete shards that a killed run finished and did not commit: those that the manifest does not name."""
-    root, kept = workspace.root, len(workspace.manifest.shards)
-    committed = {file(root, number) for number in range(kept) for file in (latents_file, metadata_file)}
+def write_rejects(workspace: Workspace, rejects: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the list of inputs not used."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic_path(workspace.rejects_path) as path:
+        pq.write_table(pa.Table.from_pylist(list(rejects), schema=_reject_schema()), path)
+
+
+def remove_uncommitted(workspace: Workspace) -> int:
+    """Delete files of shards that the manifest does not name, which killed runs leave; returns how many."""
+    root = workspace.root
+    committed = {
+        file(root, shard.number) for shard in workspace.manifest.shards for file in (latents_file, metadata_file)
+    }
     folders = [folder for folder in (root / "latents", root / "metadata") if folder.is_dir()]
-    for path in [path for folder in folders for path in folder.iterdir()]:
-        if path not in committed:
-            path.unlink()
+    left = [path for folder in folders for path in folder.iterdir() if path not in committed]
+    for path in left:
+        path.unlink()
+    return len(left)
 
 
 class _GrowingShard:
@@ -120,13 +132,19 @@ class ShardWriter:
 
     Use as a context manager. Leaving it after an error waits for the commit under way and drops the unfinished shard.
     Memory: the metadata of two shards, one growing while the other is committed.
+
+    Arguments
+        workspace: what to write to.
+        account: what a commit changes in the manifest beside shards and rejects, from the number of the next input and
+            whether the commit is the last; `next_input` and `complete` unless given.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, account: Callable[[int, bool], dict[str, Any]] | None = None) -> None:
         manifest = workspace.manifest
         self._workspace = workspace
+        self._account = account or (lambda next_input, last: {"next_input": next_input, "complete": last})
         self._shard_rows = manifest.recipe.shard_rows
-        self._number = len(manifest.shards)
+        self._number = manifest.shards[-1].number + 1 if manifest.shards else 0
         self._growing: _GrowingShard | None = None
         self._rejects = [reject for reject in read_rejects(workspace) if reject["input"] < manifest.next_input]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shard-writer")
@@ -180,15 +198,16 @@ class ShardWriter:
         if not self.free_rows:
             self._start_commit(next_input, complete=False)
 
-    def finish(self) -> None:
-        """Commit the last, perhaps smaller, shard and mark the workspace complete."""
-        self._start_commit(self._workspace.manifest.recipe.inputs, complete=True)
+    def finish(self, next_input: int | None = None) -> None:
+        """Commit the last, perhaps smaller, shard; `next_input` is the number of inputs in all unless given."""
+        last = self._workspace.manifest.recipe.inputs if next_input is None else next_input
+        self._start_commit(last, complete=True)
         self._wait()
 
     def save_rejects(self) -> None:
         """Write the list of rejects as it stands, also where a run stops because of them."""
         self._wait()
-        self._write_rejects(self._rejects)
+        write_rejects(self._workspace, self._rejects)
 
     def _start_commit(self, next_input: int, *, complete: bool) -> None:
         self._wait()
@@ -220,14 +239,7 @@ class ShardWriter:
             metadata_path = metadata_file(workspace.root, number)
             with atomic_path(metadata_path) as path:
                 pq.write_table(pa.Table.from_pylist(shard.records, schema=_metadata_schema()), path)
-            entry = Shard(len(shard.records), sha256_file(shard.path), sha256_file(metadata_path))
+            entry = Shard(len(shard.records), sha256_file(shard.path), sha256_file(metadata_path), number)
             shards = (*shards, entry)
-        self._write_rejects(rejects)
-        workspace.commit(shards=shards, next_input=next_input, rejects=len(rejects), complete=complete)
-
-    def _write_rejects(self, rejects: list[dict[str, Any]]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        with atomic_path(self._workspace.rejects_path) as path:
-            pq.write_table(pa.Table.from_pylist(rejects, schema=_reject_schema()), path)
+        write_rejects(workspace, rejects)
+        workspace.commit(shards=shards, rejects=len(rejects), **self._account(next_input, complete))

@@ -13,6 +13,7 @@ from manifold.files import TEMPORARY_PREFIX, load_tensors, sha256_file
 from .latents import latents_file, metadata_file
 from .progress import Progress, silent
 from .shards import read_rejects
+from .statistics import covers_other_latents
 from .workspace import Workspace
 
 __all__ = ["Verification", "verify_workspace"]
@@ -56,17 +57,18 @@ def verify_workspace(workspace: str | Path, *, progress: Progress = silent) -> V
         )
     for number in range(len(manifest.shards)):
         problems += _shard_problems(opened, number)
-        checked += [str(file(Path(), number)) for file in (latents_file, metadata_file)]
+        checked += [str(file(Path(), manifest.shards[number].number)) for file in (latents_file, metadata_file)]
         progress("verify", number + 1, len(manifest.shards))
     problems += _stray_files(opened)
     checked.append("rejects.parquet")
-    rejects = len(read_rejects(opened))
+    rejects = sum(reject["input"] < manifest.next_input for reject in read_rejects(opened))
     if rejects != manifest.rejects:
         problems.append(f"rejects.parquet has {rejects:,} rows, the manifest counts {manifest.rejects:,}")
-    if manifest.complete and manifest.count + manifest.rejects != manifest.recipe.inputs:
+    inputs = manifest.recipe.inputs + sum(addition.inputs for addition in manifest.additions)
+    if manifest.complete and manifest.count + manifest.rejects + manifest.removed != inputs:
         problems.append(
-            f"manifest.json: {manifest.count:,} rows and {manifest.rejects:,} rejects do not add up to "
-            f"{manifest.recipe.inputs:,} inputs"
+            f"manifest.json: {manifest.count:,} rows, {manifest.rejects:,} rejects and {manifest.removed:,} removed do not "
+            f"add up to {inputs:,} inputs"
         )
     for path in (opened.moments_path, opened.stats_path):
         if path.is_file():
@@ -81,8 +83,8 @@ def verify_workspace(workspace: str | Path, *, progress: Progress = silent) -> V
 def _shard_problems(workspace: Workspace, number: int) -> list[str]:
     shard, found = workspace.manifest.shards[number], []
     pairs = [
-        (latents_file(workspace.root, number), shard.latents_sha256),
-        (metadata_file(workspace.root, number), shard.metadata_sha256),
+        (latents_file(workspace.root, shard.number), shard.latents_sha256),
+        (metadata_file(workspace.root, shard.number), shard.metadata_sha256),
     ]
     for path, expected in pairs:
         name = path.relative_to(workspace.root)
@@ -107,10 +109,10 @@ def _shard_problems(workspace: Workspace, number: int) -> list[str]:
 
 
 def _stray_files(workspace: Workspace) -> list[str]:
-    count, found = len(workspace.manifest.shards), []
+    shards, found = workspace.manifest.shards, []
     for file in (latents_file, metadata_file):
         folder = file(workspace.root, 0).parent
-        expected = {file(workspace.root, number).name for number in range(count)}
+        expected = {file(workspace.root, shard.number).name for shard in shards}
         present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         for name in sorted(present - expected):
             if not name.startswith(TEMPORARY_PREFIX):
@@ -121,7 +123,7 @@ def _stray_files(workspace: Workspace) -> list[str]:
 def _statistics_problems(workspace: Workspace, path: Path) -> list[str]:
     name = path.relative_to(workspace.root)
     try:
-        tensors, _ = load_tensors(path)
+        tensors, metadata = load_tensors(path)
     except FormatError as error:
         return [str(error)]
     found = [f"{name}: {key} is not finite" for key, tensor in tensors.items() if not tensor.isfinite().all()]
@@ -130,6 +132,8 @@ def _statistics_problems(workspace: Workspace, path: Path) -> list[str]:
     count = int(tensors["count"]) + len(tensors.get("waiting", ()))
     if count != len(workspace.latents):
         found.append(f"{name} was made from {count:,} rows, the workspace has {len(workspace.latents):,}; fit again")
+    elif covers_other_latents(workspace, metadata):
+        found.append(f"{name} was made from other latents than the workspace has; fit again")
     return found
 
 

@@ -24,12 +24,12 @@ from manifold.errors import FormatError, InputError, MismatchError
 from manifold.files import read_json, storage_errors, write_json
 
 from .encoders.spec import EncoderSpec
-from .latents import LatentStore, Shard
+from .latents import LatentStore, Shard, numbered
 
 if TYPE_CHECKING:
     from .encoders import Encoder
 
-__all__ = ["SCHEMA", "Manifest", "Recipe", "Workspace"]
+__all__ = ["SCHEMA", "Addition", "Manifest", "Recipe", "Workspace"]
 
 SCHEMA = 1
 """Version of the layout on disk; a workspace of another version is refused."""
@@ -53,17 +53,35 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Addition:
+    """A collection whose new images were added later."""
+
+    source: str
+    """Name of the collection, without the folder it lies in."""
+    fingerprint: str
+    """Hash of the collection's listing."""
+    inputs: int
+    """Images of it that were new, usable or not."""
+    command: str
+    """The command that added them, run beside the collection."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of manifest.json."""
 
     recipe: Recipe
     command: str
-    """The command that makes this workspace again, run beside the collection."""
+    """The command that makes this workspace again, run beside the collection; additions have their own."""
     shards: tuple[Shard, ...] = ()
     next_input: int = 0
-    """Inputs before this number are in the shards or among the rejects."""
+    """Inputs before this number, counted on through all additions, are in the shards, among the rejects, or removed."""
     rejects: int = 0
     complete: bool = False
+    """Whether every input of the first collection has been looked at."""
+    additions: tuple[Addition, ...] = ()
+    removed: int = 0
+    """Inputs that were taken out again."""
 
     @property
     def count(self) -> int:
@@ -73,19 +91,21 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         recipe = {**asdict(self.recipe), "encoder": self.recipe.encoder.to_dict()}
-        counts = {"rows": self.count, "rejects": self.rejects, "next_input": self.next_input}
+        counts = {
+            "rows": self.count, "rejects": self.rejects, "removed": self.removed, "next_input": self.next_input,
+        }  # fmt: skip
         shards = [asdict(shard) for shard in self.shards]
         stored_as = {"dtype": "float16", "d": self.recipe.encoder.d}
         return {
             "schema": SCHEMA, "command": self.command, "complete": self.complete, "recipe": recipe, **stored_as,
-            "counts": counts, "shards": shards,
+            "counts": counts, "additions": [asdict(addition) for addition in self.additions], "shards": shards,
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Self:
         """From JSON values. Raises: KeyError, TypeError or ValueError if they are not a manifest's."""
         recipe = Recipe(**{**value["recipe"], "encoder": EncoderSpec.from_dict(value["recipe"]["encoder"])})
-        shards = tuple(Shard(**shard) for shard in value["shards"])
+        shards = numbered(Shard(**shard) for shard in value["shards"])
         counts = value["counts"]
         manifest = cls(
             recipe=recipe,
@@ -94,6 +114,8 @@ class Manifest:
             next_input=counts["next_input"],
             rejects=counts["rejects"],
             complete=value["complete"],
+            additions=tuple(Addition(**addition) for addition in value.get("additions", ())),
+            removed=counts.get("removed", 0),
         )
         if manifest.count != counts["rows"]:
             raise ValueError(f"counts.rows is {counts['rows']}, the shards have {manifest.count}")
@@ -197,9 +219,14 @@ class Workspace:
         mine, asked = _flat(self.manifest.recipe), _flat(recipe)
         differences = [f"{name} {mine[name]} there, {asked[name]} now" for name in mine if mine[name] != asked[name]]
         if differences:
+            other_options = [
+                name for name in mine if mine[name] != asked[name] and name not in ("inputs", "fingerprint")
+            ]
+            grown = self.manifest.complete and not other_options
+            remedy = f"; to encode only what is new: manifold add {self.root} IMAGES" if grown else ""
             raise MismatchError(
                 f"{self.root} was begun from another collection or with other options ({'; '.join(differences)}); "
-                "choose another folder, or repeat the options of its manifest.json"
+                f"choose another folder, or repeat the options of its manifest.json{remedy}"
             )
 
 

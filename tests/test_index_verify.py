@@ -8,9 +8,10 @@ import pytest
 from helpers import make_workspace
 
 from index.fit import fit_workspace
+from index.statistics import load_manifold
 from index.verify import verify_workspace
 from index.workspace import Workspace
-from manifold.errors import FormatError, InputError
+from manifold.errors import FormatError, InputError, MismatchError
 
 
 @pytest.fixture
@@ -105,3 +106,16 @@ def test_no_workspace(tmp_path):
         Workspace.open(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no manifest.json, so it is not a workspace"):
         Workspace.open(tmp_path)
+
+
+def test_statistics_of_as_many_other_latents(root, tmp_path, rng):
+    """The count alone does not tell one collection from another of the same size."""
+    other = make_workspace(tmp_path / "other", rng.standard_normal((50, 12)), shape=(3, 2, 2)).root
+    fit_workspace(other)
+    (root / "stats").mkdir()
+    (root / "stats" / "stats.safetensors").write_bytes((other / "stats" / "stats.safetensors").read_bytes())
+    assert verify_workspace(root).problems == (
+        "stats/stats.safetensors was made from other latents than the workspace has; fit again",
+    )
+    with pytest.raises(MismatchError, match="was fitted to other latents than the workspace has; run: manifold fit"):
+        load_manifold(Workspace.open(root))
