@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from manifold.errors import InputError
 from manifold.files import atomic_path, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
 
+from .coordinates import rank_for
 from .progress import Progress, silent
 from .statistics import load_manifold
 from .workspace import Workspace, writing
@@ -24,8 +23,6 @@ from .workspace import Workspace, writing
 __all__ = ["INDEX_SCHEMA", "build_index", "latents_checksum"]
 
 INDEX_SCHEMA = 1
-_VARIANCE_KEPT = 0.95
-_RANKS = (16, 256)
 _IN_MEMORY_BYTES = 2**30
 _BATCH_BYTES = 64 * 2**20
 
@@ -52,7 +49,7 @@ def build_index(workspace: str | Path, *, rank: int | None = None, progress: Pro
         opened = Workspace.open(root)
         manifold = load_manifold(opened)
         store = opened.latents
-        k = _rank(manifold, rank)
+        k = rank_for(manifold, rank)
         kind = _kind(len(store), k)
         index = _fill(opened, manifold, k, kind, progress)
         from . import faiss_io
@@ -81,17 +78,6 @@ def build_index(workspace: str | Path, *, rank: int | None = None, progress: Pro
 def latents_checksum(workspace: Workspace) -> str:
     """One SHA-256 for all latents, from those of the shards."""
     return hashlib.sha256("".join(shard.latents_sha256 for shard in workspace.manifest.shards).encode()).hexdigest()
-
-
-def _rank(manifold: GaussianManifold, asked: int | None) -> int:
-    if asked is not None:
-        if not 1 <= asked <= manifold.k:
-            raise InputError(f"the index's rank must lie between 1 and the manifold's {manifold.k}, it is {asked}")
-        return asked
-    share = manifold.eigvals.double().cumsum(0) / manifold.total_variance
-    needed = int(torch.searchsorted(share, torch.tensor(_VARIANCE_KEPT, dtype=share.dtype))) + 1
-    least, most = _RANKS
-    return min(max(needed, least), most, manifold.k)
 
 
 def _kind(count: int, k: int) -> str:
