@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +133,9 @@ def _statistics_problems(workspace: Workspace, path: Path) -> list[str]:
     count = int(tensors["count"]) + len(tensors.get("waiting", ()))
     if count != len(workspace.latents):
         found.append(f"{name} was made from {count:,} rows, the workspace has {len(workspace.latents):,}; fit again")
-    elif covers_other_latents(workspace, metadata):
+    elif covers_other_latents(
+        workspace, json.loads(metadata["manifold"])["about"] if "manifold" in metadata else metadata
+    ):
         found.append(f"{name} was made from other latents than the workspace has; fit again")
     return found
 
