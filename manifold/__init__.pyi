@@ -5,6 +5,8 @@ from .compare import Comparison as Comparison
 from .compare import compare_denoisers as compare_denoisers
 from .denoiser import Denoiser as Denoiser
 from .denoiser import DiffusersDenoiser as DiffusersDenoiser
+from .emergence import Emergence as Emergence
+from .emergence import measure_emergence as measure_emergence
 from .empirical import EmpiricalDenoiser as EmpiricalDenoiser
 from .empirical import EmpiricalPosterior as EmpiricalPosterior
 from .gaussian import GaussianManifold as GaussianManifold
@@ -23,7 +25,11 @@ from .path_pca import PathPCA as PathPCA
 from .path_pca import measure_path_pca as measure_path_pca
 from .path_rotation import PathRotation as PathRotation
 from .path_rotation import measure_path_rotation as measure_path_rotation
+from .perturbation import Perturbation as Perturbation
+from .perturbation import measure_perturbation as measure_perturbation
 from .pretrained import from_pretrained as from_pretrained
 from .pretrained import save_pretrained as save_pretrained
+from .recording import Recording as Recording
+from .recording import record as record
 from .schedule import NoiseSchedule as NoiseSchedule
 from .selection import fit_auto as fit_auto

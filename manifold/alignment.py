@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import ShapeError
 from .gaussian import GaussianManifold
 from .nulls import derangement
-from .path_states import closed_form, flat_path, level_lists
+from .path_states import closed_form, flat_path, flat_targets, level_lists
 from .states import Levels
 
 __all__ = ["Agreement", "Alignment", "measure_alignment"]
@@ -79,12 +78,8 @@ def measure_alignment(
 
     Cost: one closed-form trajectory and 6 L n d multiply-adds.
     """
-    path, targets = flat_path(x_t, least=2), flat_path(x0_hat, "x0_hat")
-    if targets.shape != (len(path) - 1, *path.shape[1:]):
-        raise ShapeError(
-            f"x0_hat must be one level shorter than x_t and like it otherwise, they are {tuple(x0_hat.shape)} and "
-            f"{tuple(x_t.shape)}"
-        )
+    path = flat_path(x_t, least=2)
+    targets = flat_targets(x0_hat, path)
     alphas, sigmas = level_lists(alphas, sigmas, len(path), path.device)
     other = derangement(path.shape[1], generator).to(path.device)
     predicted = closed_form(gaussian, path[0], alphas, sigmas)

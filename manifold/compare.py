@@ -52,6 +52,7 @@ def compare_denoisers(
     reference: Denoiser | None = None,
     generator: torch.Generator | None = None,
     repeats: int = 1,
+    null: bool = False,
 ) -> list[Comparison]:
     """Denoise the same noised states with every denoiser, at every level.
 
@@ -62,8 +63,10 @@ def compare_denoisers(
         reference: whose prediction is the target, such as a trained network; without one the target is x0 itself.
         generator: of the noise, one draw for all denoisers and levels.
         repeats: calls timed.
+        null: add two rows a level of what knowing nothing is worth: "null: mean", the mean target for every state, which
+            explains nothing of the denoiser and much of the score; and "null: permuted", the target of another state.
 
-    Returns: one Comparison for each level and denoiser, in that order.
+    Returns: one Comparison for each level and denoiser, in that order; the nulls, timed at 0, after the denoisers.
 
     Raises: InputError if there are fewer than two latents, or the lists of levels differ in length.
     """
@@ -79,6 +82,9 @@ def compare_denoisers(
         for name, denoiser in denoisers.items():
             predicted, seconds = _timed(denoiser, x_t, alpha, sigma, repeats)
             rows.append(_measured(name, alpha, sigma, predicted, target, x_t, seconds))
+        if null:
+            knows_nothing = {"null: mean": target.mean(0).expand_as(target), "null: permuted": target.roll(1, 0)}
+            rows += [_measured(name, alpha, sigma, one, target, x_t, 0.0) for name, one in knows_nothing.items()]
     return rows
 
 

@@ -3,6 +3,9 @@
 A recording of a sampler is x_t (L, n, d) or (L, n, C, H, W) at L levels alphas, sigmas, from the noisiest to the last, and
 x0_hat (L - 1, ...), the prediction that led from each level to the next. All states are on the scale
 x_t = alpha x0 + sigma eps, so a sampler that scales its states otherwise is recorded after scaling back.
+
+`manifold.recording.Recording` lists the levels at which the network was asked, L - 1 of them. The last state's level is then
+taken to be (1, 0), a clean latent, where most samplers end; one that stops short of it is given all L levels.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from .gaussian import GaussianManifold
 from .states import Levels
 from .trajectory import Trajectory
 
-__all__ = ["closed_form", "flat_path", "level_lists"]
+__all__ = ["closed_form", "flat_path", "flat_targets", "level_lists"]
 
 
 def flat_path(path: Tensor, name: str = "x_t", *, least: int = 1) -> Tensor:
@@ -36,11 +39,30 @@ def flat_path(path: Tensor, name: str = "x_t", *, least: int = 1) -> Tensor:
     return flat
 
 
+def flat_targets(x0_hat: Tensor, path: Tensor) -> Tensor:
+    """Predictions made on the way, (L - 1, n, d) float64, beside the flat path (L, n, d).
+
+    Raises: ShapeError unless they fit; NonFiniteError as `flat_path`.
+    """
+    targets = flat_path(x0_hat, "x0_hat")
+    if targets.shape != (len(path) - 1, *path.shape[1:]):
+        raise ShapeError(
+            f"x0_hat must be one level shorter than x_t and like it otherwise, they are {tuple(targets.shape)} and "
+            f"{tuple(path.shape)} when flat"
+        )
+    return targets
+
+
 def level_lists(
     alphas: Levels, sigmas: Levels, length: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Both lists of levels as (L,) float64. Raises: ShapeError, InputError."""
+    """Both lists of levels as (L,) float64; a list of L - 1 ends at the clean latent, (1, 0).
+
+    Raises: ShapeError; InputError for a level that is negative or not finite.
+    """
     pair = [torch.as_tensor(one, dtype=torch.float64, device=device) for one in (alphas, sigmas)]
+    if pair[0].shape == pair[1].shape == (length - 1,):
+        pair = [torch.cat([one, one.new_tensor([end])]) for one, end in zip(pair, (1.0, 0.0), strict=True)]
     for name, one in zip(("alphas", "sigmas"), pair, strict=True):
         if one.shape != (length,):
             raise ShapeError(

@@ -159,6 +159,14 @@ def test_alignment_of_pure_noise_says_nan_where_nothing_is_predicted(gaussian):
     assert not bool(found.state.cosine.isnan().any())
 
 
+def test_a_list_without_the_last_level_ends_clean(gaussian):
+    x_t, x0_hat, alphas, sigmas = recording(gaussian, "ve")
+    assert (float(alphas[-1]), float(sigmas[-1])) == (1.0, 0.0)
+    short = measure_alignment(x_t, x0_hat, alphas[:-1], sigmas[:-1].tolist(), gaussian)
+    assert torch.equal(short.sigmas, sigmas)
+    assert torch.equal(short.state.cosine, measure_alignment(x_t, x0_hat, alphas, sigmas, gaussian).state.cosine)
+
+
 def test_cosine_and_distance_are_taken_about_the_mean(gaussian):
     x_t, x0_hat, alphas, sigmas = recording(gaussian, "ve")
     moved = x_t + 0.1 * torch.randn(x_t.shape, dtype=torch.float64)
@@ -236,6 +244,8 @@ def test_wrong_use_is_said(gaussian):
         measure_path_pca(x_t[:, 0], alphas, sigmas, gaussian)
     with pytest.raises(ShapeError, match="one number for each of the 21 levels"):
         measure_path_rotation(x_t, alphas[1:], sigmas, gaussian)
+    with pytest.raises(ShapeError, match="one number for each of the 21 levels"):
+        measure_path_rotation(x_t, alphas[2:], sigmas[2:], gaussian)
     with pytest.raises(InputError, match="sigmas must be finite and at least 0, the lowest is -"):
         measure_path_rotation(x_t, alphas, -sigmas, gaussian)
     with pytest.raises(InputError, match="must end at less noise than it starts"):
