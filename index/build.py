@@ -82,9 +82,8 @@ def latents_checksum(workspace: Workspace) -> str:
 
 def _kind(count: int, k: int) -> str:
     """The finest quantiser whose coordinates stay within a gigabyte; beyond that one byte each."""
-    from .faiss_io import KINDS
-
-    fitting = [kind for kind, size in KINDS.items() if size * count * k <= _IN_MEMORY_BYTES]
+    sizes = {"Flat": 4, "SQfp16": 2, "SQ8": 1}
+    fitting = [kind for kind, size in sizes.items() if size * count * k <= _IN_MEMORY_BYTES]
     return fitting[0] if fitting else "SQ8"
 
 

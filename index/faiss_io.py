@@ -26,8 +26,8 @@ import numpy as np
 from manifold.errors import FormatError
 
 __all__ = [
-    "INVERTED", "KINDS", "assign_and_encode", "coordinates", "eigen_coordinates", "empty_file", "nearest", "new_index",
-    "read_index", "set_effort", "storage_of", "take", "train", "version", "write_index",
+    "INVERTED", "KINDS", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "empty_file", "nearest", "new_index",
+    "read_index", "read_whole_index", "set_effort", "storage_of", "take", "train", "version", "write_index",
 ]  # fmt: skip
 
 KINDS = ("Flat", "SQfp16", "SQ8", "RaBitQ", "HNSW", "IVF-Flat", "IVF-SQ8", "IVF-PQ")
@@ -215,6 +215,24 @@ def read_index(path: Path) -> Any:
     return index
 
 
+def read_whole_index(path: Path) -> Any:
+    """Read an index into memory, so that rows can be added to it.
+
+    Raises: FormatError if the file is no FAISS index, or is cut off.
+    """
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise FormatError(f"{path} is not a sound FAISS index; build it again with: manifold index") from error
+
+
+def basis(index: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What the index projects by, from the index itself: the mean (d,) and the eigenvectors (d, k), float32."""
+    centering, projection = (faiss.downcast_VectorTransform(index.chain.at(place)) for place in range(2))
+    rows = faiss.vector_to_array(projection.A).reshape(projection.d_out, projection.d_in)
+    return faiss.vector_to_array(centering.mean), np.ascontiguousarray(rows.T)
+
+
 def set_effort(index: Any, effort: int) -> bool:
     """How far to look: lists probed, or nodes kept of a graph. Kept in the file. False if a scan has no such choice."""
     storage = storage_of(index)
@@ -258,9 +276,25 @@ def _everywhere(index: Any, x: np.ndarray, k: int, wanted: int) -> np.ndarray:
 def coordinates(index: Any, start: int, count: int) -> np.ndarray:
     """Stored eigen-coordinates of rows `start` to before `start + count`, as precise as their codes: (count, k) float32."""
     storage = storage_of(index)
-    rows = _decoded(storage, start, count) if isinstance(storage, faiss.IndexRaBitQ) else None
-    if rows is None:
+    if isinstance(storage, faiss.IndexRaBitQ) and storage.rabitq.nb_bits > 1:
+        rows = _decoded(storage, start, count)
+    else:
         rows = storage.reconstruct_n(start, count)
     for transform in reversed(_chain(index)[2:]):
         rows = transform.reverse_transform(rows)
     return rows
+
+
+def _decoded(storage: Any, start: int, count: int) -> np.ndarray:
+    """Rows of RaBitQ codes of several bits, of which FAISS's own reconstruction reads only the signs.
+
+    A code is k signs, three numbers, k (bits - 1) further bits, two numbers; the last is -2 times the length of one step.
+    """
+    k, bits, size = storage.d, storage.rabitq.nb_bits, storage.code_size
+    codes = faiss.rev_swig_ptr(storage.codes.data(), storage.ntotal * size).reshape(-1, size)[start : start + count]
+    signs = np.unpackbits(codes[:, : (k + 7) // 8], axis=1, bitorder="little")[:, :k].astype(np.float32)
+    further = codes[:, (k + 7) // 8 + 12 : size - 8]
+    digits = np.unpackbits(further, axis=1, bitorder="little")[:, : k * (bits - 1)].reshape(count, k, bits - 1)
+    levels = signs * 2 ** (bits - 1) + digits @ (2 ** np.arange(bits - 1, dtype=np.float32)) - (2**bits - 1) / 2
+    step = np.ascontiguousarray(codes[:, -4:]).view(np.float32) / -2
+    return faiss.vector_to_array(storage.center) + step * levels

@@ -1,0 +1,167 @@
+"""Every kind of index against brute force, and files written in portions against FAISS's own, byte for byte."""
+
+import faiss
+import numpy as np
+import pytest
+
+from index import faiss_io, inverted_file
+from index.inverted_file import write_inverted_file
+from manifold.errors import FormatError
+
+D, K, N = 40, 16, 3000
+LOSS = {
+    "Flat": 1e-5, "SQfp16": 1e-3, "SQ8": 0.02, "RaBitQ": 0.15, "HNSW": 1e-3,
+    "IVF-Flat": 1e-5, "IVF-SQ8": 0.02, "IVF-PQ": 0.4,
+}  # fmt: skip
+"""Largest error of the stored coordinates, as a share of their size."""
+
+
+@pytest.fixture
+def eigvecs(rng):
+    return np.linalg.qr(rng.standard_normal((D, D)))[0][:, :K].astype(np.float32)
+
+
+@pytest.fixture
+def eigvals():
+    return 9.0 / np.arange(1, K + 1) ** 2
+
+
+@pytest.fixture
+def rows(rng, eigvecs, eigvals):
+    return ((rng.standard_normal((N, K)) * np.sqrt(eigvals)) @ eigvecs.T + 3).astype(np.float32)
+
+
+MEAN = np.full(D, 3, dtype=np.float32)
+
+
+def empty(kind, eigvecs, eigvals, rows, lists=32):
+    index = faiss_io.new_index(MEAN, eigvecs, kind, eigvals=eigvals, lists=lists, groups=8)
+    faiss_io.train(index, faiss_io.eigen_coordinates(index, rows))
+    return index
+
+
+def filled(kind, eigvecs, eigvals, rows):
+    index = empty(kind, eigvecs, eigvals, rows)
+    faiss_io.take(index, faiss_io.eigen_coordinates(index, rows))
+    return index
+
+
+def write_in_portions(index, rows, path, lists=32, portion=700):
+    coords = faiss_io.eigen_coordinates(index, rows)
+    encoded = (
+        faiss_io.assign_and_encode(index, coords[start : start + portion]) for start in range(0, len(rows), portion)
+    )
+    header = faiss_io.empty_file(index, len(rows))
+    write_inverted_file(path, header, lists, encoded, path.with_name("spool"))
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_stored_coordinates_are_those_of_the_basis(kind, rows, eigvecs, eigvals, tmp_path):
+    index = filled(kind, eigvecs, eigvals, rows)
+    faiss_io.write_index(index, tmp_path / "one.index")
+    stored = faiss_io.coordinates(faiss_io.read_index(tmp_path / "one.index"), 100, 900)
+    expected = (rows[100:1000].astype(np.float64) - 3) @ eigvecs
+    assert stored.shape == (900, K)
+    assert np.linalg.norm(stored - expected) / np.linalg.norm(expected) < LOSS[kind]
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_nearest_are_those_of_brute_force(kind, rows, eigvecs, eigvals, tmp_path):
+    """All lists, a wide graph search: what is left is the loss of the codes, which 100 candidates for 10 make up for."""
+    index = filled(kind, eigvecs, eigvals, rows)
+    faiss_io.set_effort(index, 128)
+    faiss_io.write_index(index, tmp_path / "one.index")
+    queries = rows[::100] + 0.1
+    squared = np.square(queries[:, None].astype(np.float64) - rows[None]).sum(2)
+    found = faiss_io.nearest(faiss_io.read_index(tmp_path / "one.index"), queries, 100)
+    kept = [np.isin(np.argsort(far)[:10], ids).mean() for far, ids in zip(squared, found, strict=True)]
+    assert np.mean(kept) > 0.97
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+@pytest.mark.parametrize("k", [N // 2, N, N + 5])
+def test_as_many_neighbours_as_asked_for(kind, k, rows, eigvecs, eigvals):
+    """One list of 32 is probed, but a search for many rows goes on until it has them."""
+    found = faiss_io.nearest(filled(kind, eigvecs, eigvals, rows), rows[:3], k)
+    for ids in found:
+        valid = ids[ids >= 0]
+        assert len(valid) == len(set(valid.tolist())) == min(k, N)
+
+
+@pytest.mark.parametrize("kind", faiss_io.INVERTED)
+@pytest.mark.parametrize("gather_bytes", [1, 5000, 2**26])
+def test_a_file_written_in_portions_is_that_of_faiss(kind, gather_bytes, rows, eigvecs, eigvals, tmp_path, monkeypatch):
+    monkeypatch.setattr(inverted_file, "_GATHER_BYTES", gather_bytes)
+    whole = filled(kind, eigvecs, eigvals, rows)
+    faiss_io.write_index(whole, tmp_path / "whole.index")
+    write_in_portions(empty(kind, eigvecs, eigvals, rows), rows, tmp_path / "portions.index")
+    assert (tmp_path / "portions.index").read_bytes() == (tmp_path / "whole.index").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["portions.index", "whole.index"]
+
+
+def test_mostly_empty_lists_are_written_as_faiss_does(rows, eigvecs, eigvals, tmp_path):
+    few = rows[:9]
+    index = empty("IVF-SQ8", eigvecs, eigvals, rows)
+    write_in_portions(index, few, tmp_path / "few.index")
+    in_memory = empty("IVF-SQ8", eigvecs, eigvals, rows)
+    faiss_io.take(in_memory, faiss_io.eigen_coordinates(in_memory, few))
+    faiss_io.write_index(in_memory, tmp_path / "whole.index")
+    assert (tmp_path / "few.index").read_bytes() == (tmp_path / "whole.index").read_bytes()
+
+
+@pytest.mark.parametrize("kind", faiss_io.INVERTED)
+def test_lists_stay_on_the_disk_and_plain_faiss_reads_them(kind, rows, eigvecs, eigvals, tmp_path):
+    write_in_portions(empty(kind, eigvecs, eigvals, rows), rows, tmp_path / "one.index")
+    opened = faiss_io.read_index(tmp_path / "one.index")
+    lists = faiss.downcast_InvertedLists(faiss_io.storage_of(opened).invlists)
+    assert isinstance(lists, faiss.OnDiskInvertedLists)
+    plain = faiss.read_index(str(tmp_path / "one.index"))
+    np.testing.assert_array_equal(plain.search(rows[:20], 5)[1], faiss_io.nearest(opened, rows[:20], 5))
+
+
+def test_a_spool_is_removed_when_encoding_stops(rows, eigvecs, eigvals, tmp_path):
+    index = empty("IVF-PQ", eigvecs, eigvals, rows)
+
+    def stop():
+        yield faiss_io.assign_and_encode(index, faiss_io.eigen_coordinates(index, rows[:10]))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_inverted_file(tmp_path / "one.index", faiss_io.empty_file(index, 10), 32, stop(), tmp_path / "spool")
+    assert not list(tmp_path.iterdir())
+
+
+def test_groups_of_a_product_quantiser_have_equal_products(eigvecs, eigvals, rows):
+    """The parametric solution of optimised product quantisation; consecutive groups are far from it."""
+    index = faiss_io.new_index(MEAN, eigvecs, "IVF-PQ", eigvals=eigvals, lists=4, groups=4)
+    order = faiss.vector_to_array(faiss.downcast_VectorTransform(index.chain.at(2)).map)
+    assert sorted(order.tolist()) == list(range(K))
+    balanced = np.log(eigvals[order]).reshape(4, 4).sum(1)
+    consecutive = np.log(eigvals).reshape(4, 4).sum(1)
+    assert np.ptp(balanced) < 0.2 * np.ptp(consecutive)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_rabitq_decodes_all_its_bits(bits, rows, eigvecs, eigvals):
+    """Each bit more halves the error; FAISS's own reconstruction reads one."""
+    index = faiss_io.new_index(MEAN, eigvecs, "RaBitQ", bits=bits)
+    coords = faiss_io.eigen_coordinates(index, rows)
+    faiss_io.train(index, coords)
+    faiss_io.take(index, coords)
+    error = np.linalg.norm(faiss_io.coordinates(index, 0, N) - coords) / np.linalg.norm(coords)
+    assert error < 1.3 * 2.0**-bits * 1.25
+    mixed = faiss.downcast_VectorTransform(index.chain.at(2)).reverse_transform(
+        faiss_io.storage_of(index).reconstruct_n(0, N)
+    )
+    assert error < 0.8 * np.linalg.norm(mixed - coords) / np.linalg.norm(coords)
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_cut_off_files_are_refused(kind, rows, eigvecs, eigvals, tmp_path):
+    path = tmp_path / "one.index"
+    faiss_io.write_index(filled(kind, eigvecs, eigvals, rows), path)
+    whole = path.read_bytes()
+    for damaged in (whole[:2000], whole[:-100], b"", b"# Thesis\n" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError, match=r"one.index is not a sound FAISS index; build it again"):
+            faiss_io.read_index(path)
