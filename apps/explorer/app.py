@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import streamlit as st
+from PIL import Image, ImageDraw
 
 from manifold.errors import ManifoldError
 
@@ -27,6 +28,14 @@ class PageEntry:
 PAGES = (PageEntry("spectrum", "Spectrum", ":material/show_chart:"),)
 
 
+_STYLE = """<style>
+.stMainBlockContainer {max-width: 1360px; padding-top: 4.2rem}
+@media (max-width: 1000px) {.stMainBlockContainer {padding-left: 1.5rem; padding-right: 1.5rem}}
+@media (max-width: 720px) {[class*="st-key-pair"] .stColumn {min-width: 100%}}
+</style>"""
+"""Two figures stand side by side where each has 330 pixels or more, and below each other where they have not."""
+
+
 def show(workspaces: Sequence[str], only: str | None = None) -> None:
     """Run the page that the address asks for.
 
@@ -34,8 +43,8 @@ def show(workspaces: Sequence[str], only: str | None = None) -> None:
         workspaces: the folder explored, then those that may be laid over it.
         only: run this page, whatever the address; for tests.
     """
-    st.set_page_config(page_title="latent-manifold", page_icon=":material/blur_on:", layout="wide")
-    st.html("<style>.block-container{padding-top:3.2rem;max-width:1400px}</style>")
+    st.set_page_config(page_title="latent-manifold", page_icon=_badge(), layout="wide")
+    st.html(_STYLE)
     if only is not None:
         next(_runner(entry, workspaces) for entry in PAGES if entry.module == only)()
         return
@@ -45,13 +54,13 @@ def show(workspaces: Sequence[str], only: str | None = None) -> None:
         )
         for number, entry in enumerate(PAGES)
     ]
-    st.navigation(pages).run()
+    st.navigation(pages, position="top").run()
 
 
 def _runner(entry: PageEntry, workspaces: Sequence[str]) -> Callable[[], None]:
     def run() -> None:
         opened = open_or_explain(workspaces[0])
-        _beside(opened)
+        _about(opened)
         module = importlib.import_module(f".{entry.module}", __package__)
         try:
             module.page(opened, tuple(workspaces[1:]))
@@ -62,15 +71,26 @@ def _runner(entry: PageEntry, workspaces: Sequence[str]) -> Callable[[], None]:
     return run
 
 
-def _beside(opened: Opened) -> None:
+def _badge() -> Image.Image:
+    """The icon of the browser's tab, drawn here: a named one would be fetched from the network."""
+    badge = Image.new("RGBA", (64, 64))
+    draw = ImageDraw.Draw(badge)
+    for radius, color in ((30, "#2456a6"), (19, "#7fa8e6"), (8, "#ffffff")):
+        draw.ellipse((32 - radius, 32 - radius, 32 + radius, 32 + radius), fill=color)
+    return badge
+
+
+def _about(opened: Opened) -> None:
+    """One line on the workspace, and what of it is missing."""
     manifest = opened.workspace.manifest
     encoder = manifest.recipe.encoder
     shape = " × ".join(str(side) for side in encoder.latent_shape)
-    with st.sidebar:
-        st.markdown(f"**{opened.name}**")
-        st.caption(
-            f"{manifest.recipe.source}  \n{manifest.count:,} images  \n{encoder.kind}, {shape}, d = {encoder.d:,}  \n"
-            f"total variance {opened.manifold.total_variance:,.4g}"
-        )
-        for text in opened.missing.values():
-            st.caption(f":material/info: {text}")
+    facts = (
+        f"**{opened.name}**",
+        manifest.recipe.source,
+        f"{manifest.count:,} images",
+        f"{encoder.kind}, {shape}, d = {encoder.d:,}",
+    )
+    st.caption(" · ".join(facts))
+    for text in opened.missing.values():
+        st.caption(f":material/info: {text}")

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-__all__ = ["AMBER", "BLUE", "GREY", "SERIES", "figure", "show_figure", "table_csv"]
+__all__ = ["AMBER", "BLUE", "GREY", "SERIES", "figure", "pair", "show_figure", "table_csv"]
 
 BLUE, AMBER, GREY = "#4c82d6", "#dd8b2c", "#8a8f98"
 """Legible on white and on black alike."""
@@ -31,14 +31,21 @@ def figure(x: str, y: str, *, height: int = 400, log_x: bool = False, log_y: boo
     axis = {"showline": True, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY, "automargin": True}
     drawn.update_layout(
         height=height,
-        margin={"l": 8, "r": 8, "t": 36, "b": 8},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "title": None},
+        margin={"l": 8, "r": 44, "t": 12, "b": 8},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "title": None},
+        modebar={"orientation": "v"},
         hovermode="closest",
     )
     logarithmic = {"type": "log", "dtick": 1, "exponentformat": "power"}
     drawn.update_xaxes(title=x, **axis, **(logarithmic if log_x else {}))
     drawn.update_yaxes(title=y, **axis, **(logarithmic if log_y else {}))
     return drawn
+
+
+def pair(name: str) -> tuple[Any, Any]:
+    """Two columns that stand below each other on a narrow page. `name`: unique on the page."""
+    left, right = st.container(key=f"pair-{name}").columns(2, gap="large")
+    return left, right
 
 
 def show_figure(
@@ -61,7 +68,12 @@ def show_figure(
     config = {
         "displaylogo": False,
         "displayModeBar": True,
-        "modeBarButtonsToRemove": [] if select else ["select2d", "lasso2d", "autoScale2d"],
+        "modeBarButtonsToRemove": [
+            "zoomIn2d",
+            "zoomOut2d",
+            "autoScale2d",
+            *([] if select else ["select2d", "lasso2d"]),
+        ],
         "toImageButtonOptions": {"format": "png", "filename": name, "scale": 2},
     }
     chosen = None
@@ -69,18 +81,17 @@ def show_figure(
         chosen = st.plotly_chart(drawn, config=config, key=f"figure-{name}", on_select="rerun")
     else:
         st.plotly_chart(drawn, config=config, key=f"figure-{name}")
-    text, button = st.columns([5, 1], vertical_alignment="top", wrap=False)
-    text.caption(f"{caption} The camera above the figure saves it as a picture.")
-    button.download_button(
+    row = st.container(horizontal=True, wrap=False, vertical_alignment="top")
+    row.caption(caption)
+    row.download_button(
         "CSV",
         lambda: table_csv(data),
         file_name=f"{name}.csv",
         mime="text/csv",
         key=f"data-{name}",
         icon=":material/download:",
-        help="The data of this figure",
+        help="The data of this figure; the camera beside the figure saves it as a picture",
         on_click="ignore",
-        width="stretch",
     )
     return chosen
 

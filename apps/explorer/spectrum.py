@@ -14,7 +14,7 @@ from manifold.errors import ManifoldError
 from manifold.reproducibility import SplitHalf, split_half
 from manifold.spectrum import SHARES, power_law_line
 
-from .figures import AMBER, BLUE, GREY, SERIES, figure, show_figure
+from .figures import AMBER, BLUE, GREY, SERIES, figure, pair, show_figure
 from .loading import Opened, open_workspace, sentence
 from .work import Watched, working
 
@@ -33,7 +33,7 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
     _facts(opened, numbers)
     if split is not None:
         st.info(verdict(_diagnose_with(opened, split)), icon=":material/verified:")
-    left, right = st.columns(2, gap="large")
+    left, right = pair("spectrum")
     with left:
         st.subheader("Eigenvalues")
         show_figure(
@@ -57,7 +57,7 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
 
 
 def _facts(opened: Opened, numbers: Diagnostics) -> None:
-    columns = st.columns(5)
+    row = st.container(horizontal=True, gap="medium")
     half = numbers.components[SHARES.index(0.5)]
     most = numbers.components[SHARES.index(0.95)]
     facts = (
@@ -71,8 +71,8 @@ def _facts(opened: Opened, numbers: Diagnostics) -> None:
         ("Directions for 50 %", _count(half, opened), "Leading directions that hold half of the variance."),
         ("Directions for 95 %", _count(most, opened), "Leading directions that hold 95 % of the variance."),
     )
-    for column, (label, value, help_text) in zip(columns, facts, strict=True):
-        column.metric(label, value, help=help_text)
+    for label, value, help_text in facts:
+        row.metric(label, value, help=help_text, width="content")
 
 
 def _count(needed: int | None, opened: Opened) -> str:
@@ -137,7 +137,7 @@ def eigenvalue_figure(opened: Opened, numbers: Diagnostics, split: SplitHalf | N
     edge = numbers.noise_edge
     if edge is not None:
         drawn.add_hline(y=edge.edge, line={"color": GREY, "dash": "dot", "width": 1.5})
-        label = f"edge of noise (Marchenko–Pastur), {edge.above:,} above"
+        label = f"Marchenko–Pastur edge, {edge.above:,} above"
         line = {"color": GREY, "dash": "dot", "width": 1.5}
         drawn.add_scatter(x=[None], y=[None], mode="lines", name=label, line=line)
     if split is not None and split.reproducible:
@@ -173,7 +173,7 @@ def _power(opened: Opened, numbers: Diagnostics, other: Opened | None) -> None:
     assert numbers.radial_power is not None
     assert numbers.channel_variance is not None
     names = channel_names(opened)
-    left, right = st.columns(2, gap="large")
+    left, right = pair("power")
     frequency, power = numbers.radial_power.frequency.tolist(), numbers.radial_power.power
     with left:
         st.subheader("Spatial frequencies")
