@@ -6,6 +6,8 @@ matrix product and differ by one gain each:
     x_t    = alpha_t mu + V diag(sqrt(v_t / v_s)) c                     v = alpha^2 lambda + sigma^2
     x0_hat = mu + V diag(alpha_t lambda / sqrt(v_t v_s)) c
 
+Measured trajectories of a pipeline, to lay beside these, come from `record` (see `manifold.recording`).
+
 Source: Wang & Vastola, arXiv 2303.02490 (rotation in the plane of x_0 and x_T) and arXiv 2412.09726.
 """
 
@@ -19,9 +21,10 @@ from torch import Tensor
 
 from .covariance import CovarianceModel
 from .errors import ShapeError
+from .recording import Recording, record
 from .states import safe_ratio
 
-__all__ = ["Rotation", "Trajectory", "rotation", "sensitivity", "trajectory"]
+__all__ = ["Recording", "Rotation", "Trajectory", "record", "rotation", "sensitivity", "trajectory"]
 
 
 @dataclass(frozen=True)
