@@ -1,3 +1,5 @@
+from .anticipation import Anticipation as Anticipation
+from .anticipation import measure_anticipation as measure_anticipation
 from .build import build_index as build_index
 from .encode import encode_images as encode_images
 from .encoders import open_encoder as open_encoder
