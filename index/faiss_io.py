@@ -20,16 +20,18 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import faiss
+import faiss as _faiss
 import numpy as np
 
 from manifold.errors import FormatError
 
 __all__ = [
-    "INVERTED", "KINDS", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "empty_file", "nearest", "new_index",
-    "read_index", "read_whole_index", "set_effort", "storage_of", "take", "train", "version", "write_index",
+    "INVERTED", "KINDS", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "empty_file", "nearest",
+    "new_index", "read_index", "read_whole_index", "set_effort", "storage_of", "take", "train", "version", "write_index",
 ]  # fmt: skip
 
+faiss: Any = _faiss
+"""Untyped: FAISS's stubs lag behind its classes."""
 KINDS = ("Flat", "SQfp16", "SQ8", "RaBitQ", "HNSW", "IVF-Flat", "IVF-SQ8", "IVF-PQ")
 """What can hold the coordinates: scans of 4, 2, 1 or fewer bytes each, a graph of 2 bytes each, and inverted lists."""
 INVERTED = ("IVF-Flat", "IVF-SQ8", "IVF-PQ")
