@@ -122,13 +122,14 @@ class DecodedImage:
     """Of the original after EXIF orientation, in pixels."""
 
 
-def decode_image(data: bytes, size: int, crop: Crop = "center") -> DecodedImage:
+def decode_image(data: bytes, size: int, crop: Crop = "center", *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode an image file to a square of RGB pixels, by the policy at the top of this module.
 
     Arguments
         data: the bytes of the file.
         size: side of the square, in pixels.
         crop: `center` cuts the middle square, `squash` distorts.
+        max_pixels: an image of more is rejected as a decompression bomb before it is decoded; at most MAX_PIXELS counts.
 
     Returns: pixels (size, size, 3) uint8, and the original's width and height.
 
@@ -141,7 +142,7 @@ def decode_image(data: bytes, size: int, crop: Crop = "center") -> DecodedImage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image, (width, height), reduction = _parse(data, size)
+            image, (width, height), reduction = _parse(data, size, min(max_pixels, MAX_PIXELS))
             method = _orientation(image)
             square = _to_square(_to_rgb(image), (width, height), reduction, size, crop, method)
             if method is not None:
@@ -153,13 +154,13 @@ def decode_image(data: bytes, size: int, crop: Crop = "center") -> DecodedImage:
             raise RejectedImage("too large for memory") from None
 
 
-def _parse(data: bytes, size: int) -> tuple[Image.Image, tuple[int, int], int]:
+def _parse(data: bytes, size: int, max_pixels: int) -> tuple[Image.Image, tuple[int, int], int]:
     """The loaded image, its size at full scale, and by how much it is reduced (1, 2, 4 or 8)."""
     try:
         with _silent_libtiff() if sniff(data[:32]) == "TIFF" else nullcontext():
             image = Image.open(io.BytesIO(data), formats=DECODED_FORMATS)
             full = image.size
-            if full[0] * full[1] > MAX_PIXELS:
+            if full[0] * full[1] > max_pixels:
                 raise RejectedImage("decompression bomb")
             drafted = image.draft(None, (3 * size, 3 * size))
             image.load()
