@@ -261,6 +261,6 @@ def writing(root: Path) -> Iterator[None]:
 
 def _remove_temporary_files(root: Path) -> None:
     """Delete what killed runs left half-written: our own temporary files, and those that safetensors makes itself."""
-    for folder in (root, root / "latents", root / "metadata", root / "stats", root / "index"):
-        for path in folder.glob(".tmp*"):
+    for name in ("", "latents", "metadata", "stats", "index", "map", "clip", "clip/img_emb", "clip/metadata"):
+        for path in (root / name).glob(".tmp*"):
             path.unlink()
