@@ -2,7 +2,8 @@
 
 Each trajectory is centred on its own mean over the levels and has its own components, so nothing is shared between
 trajectories. A share near 1 in two components is almost automatic for any smooth path; so the Gaussian solution from the
-same noise, and random smooth paths of the same ends, length and pace, are measured alike.
+same noise, and random smooth paths of the same ends, length and pace, are measured alike. All are taken on the
+variance-preserving scale, x_t / sqrt(alpha^2 + sigma^2): otherwise the size of the noise alone decides.
 
 Source: Wang & Vastola, arXiv 2303.02490 (trajectories are low-dimensional).
 """
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, ShapeError
 from .gaussian import GaussianManifold
 from .nulls import smooth_path
-from .path_states import closed_form, flat_path, level_lists
+from .path_states import closed_form, flat_path, level_lists, variance_preserving
 from .states import Levels
 
 __all__ = ["PathPCA", "measure_path_pca", "path_explained"]
@@ -90,6 +91,12 @@ def measure_path_pca(
     """
     path = flat_path(x_t, least=2)
     alphas, sigmas = level_lists(alphas, sigmas, len(path), path.device)
+    if shuffled is not None:
+        shuffled = flat_path(shuffled, "shuffled", least=2)
+        if len(shuffled) != len(path):
+            raise ShapeError(f"shuffled must have the {len(path)} levels of x_t, it has {len(shuffled)}")
+        shuffled = variance_preserving(shuffled, alphas, sigmas)[0]
+    path, alphas, sigmas = variance_preserving(path, alphas, sigmas)
     return PathPCA(
         measured=path_explained(path, components),
         gaussian=path_explained(closed_form(gaussian, path[0], alphas, sigmas).x_t, components),

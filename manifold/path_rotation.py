@@ -7,7 +7,8 @@ pure noise and pure signal; with X_T and X_0 the recorded ends, at (alpha_T, sig
 
 with D = alpha_0 sigma_T - sigma_0 alpha_T, which is exact at both ends. Beside it stands the best fit of a and b at each
 level. Both ends lie in the plane by construction, so a small residual means little by itself: the Gaussian solution from
-the same x_T and a random smooth path between the same ends are fitted alike.
+the same x_T and a random smooth path between the same ends are fitted alike, all on the variance-preserving scale
+x_t / sqrt(alpha^2 + sigma^2). Shares and angles do not depend on it, but a smooth path between the ends does.
 
 Source: Wang & Vastola, arXiv 2303.02490, the rotation formula.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from .errors import InputError
 from .gaussian import GaussianManifold
 from .nulls import smooth_path
-from .path_states import closed_form, flat_path, level_lists
+from .path_states import closed_form, flat_path, level_lists, variance_preserving
 from .states import Levels, safe_ratio
 
 __all__ = ["PathRotation", "RotationFit", "measure_path_rotation", "rotation_fit"]
@@ -53,7 +54,7 @@ class PathRotation:
     """Recorded trajectories, the Gaussian's from the same x_T, and random smooth paths between the same ends.
 
     Attributes
-        alphas, sigmas: (L,) levels.
+        alphas, sigmas: (L,) levels on the variance-preserving scale, alpha^2 + sigma^2 = 1.
         formula_signal, formula_noise: (L,) a* and b*.
         measured, gaussian, null: the fits.
     """
@@ -130,6 +131,7 @@ def measure_path_rotation(
     """
     path = flat_path(x_t, least=3)
     alphas, sigmas = level_lists(alphas, sigmas, len(path), path.device)
+    path, alphas, sigmas = variance_preserving(path, alphas, sigmas)
     a, b = _formula(alphas, sigmas)
     return PathRotation(
         alphas=alphas,

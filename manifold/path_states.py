@@ -18,7 +18,7 @@ from .gaussian import GaussianManifold
 from .states import Levels
 from .trajectory import Trajectory
 
-__all__ = ["closed_form", "flat_path", "flat_targets", "level_lists"]
+__all__ = ["closed_form", "flat_path", "flat_targets", "level_lists", "variance_preserving"]
 
 
 def flat_path(path: Tensor, name: str = "x_t", *, least: int = 1) -> Tensor:
@@ -71,6 +71,20 @@ def level_lists(
         if not bool(((one >= 0) & one.isfinite()).all()):
             raise InputError(f"{name} must be finite and at least 0, the lowest is {float(one.min())}")
     return pair[0], pair[1]
+
+
+def variance_preserving(path: Tensor, alphas: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """States and levels divided by sqrt(alpha^2 + sigma^2), so that noise and unit-variance signal have one size.
+
+    The shape of a path is asked for on this scale: in variance-exploding coordinates it is nearly a straight line, along
+    the noise, whatever the sampler did.
+
+    Raises: InputError naming a level with alpha = sigma = 0.
+    """
+    scale = torch.hypot(alphas, sigmas)
+    if not bool((scale > 0).all()):
+        raise InputError(f"alpha and sigma must not both be 0, they are at level {int((scale > 0).int().argmin())}")
+    return path / scale[:, None, None], alphas / scale, sigmas / scale
 
 
 def closed_form(gaussian: GaussianManifold, x_T: Tensor, alphas: Tensor, sigmas: Tensor) -> Trajectory:

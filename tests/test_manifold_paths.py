@@ -63,17 +63,18 @@ SCHEDULES = pytest.mark.parametrize("name", ["vp", "ve", "flow"])
 @SCHEDULES
 def test_path_pca_is_numpys_svd_and_the_gaussian_is_what_it_predicts(gaussian, name):
     x_t, _, alphas, sigmas = recording(gaussian, name)
-    found = measure_path_pca(x_t, alphas, sigmas, gaussian, components=4, shuffled=x_t.flip(0))
+    found = measure_path_pca(x_t, alphas, sigmas, gaussian, components=4, shuffled=x_t.flip(1))
     for number in range(N):
-        path = x_t[:, number].numpy()
+        path = (x_t[:, number] / torch.hypot(alphas, sigmas)[:, None]).numpy()
         values = np.linalg.svd(path - path.mean(0), compute_uv=False) ** 2
         expected = torch.from_numpy(np.cumsum(values)[:4] / values.sum())
         assert_close(found.measured[number], expected)
     assert_close(found.gaussian, found.measured)
-    assert_close(found.shuffled, found.measured)
+    assert_close(found.shuffled, found.measured.flip(0))
     assert found.null.shape == (N, 4)
     assert not torch.allclose(found.null, found.measured, atol=1e-4)
-    assert_close(path_explained(x_t.view(LEVELS, N, 6, 2, 2), 4), found.measured)
+    again = measure_path_pca(x_t.view(LEVELS, N, 6, 2, 2), alphas, sigmas, gaussian, components=4)
+    assert_close(again.measured, found.measured)
 
 
 def test_a_planted_exponent_is_seen_by_every_analysis(gaussian):
@@ -92,6 +93,7 @@ def test_a_planted_exponent_is_seen_by_every_analysis(gaussian):
 def test_rotation_is_least_squares_and_the_gaussian_is_what_it_predicts(gaussian, name):
     x_t, _, alphas, sigmas = recording(gaussian, name)
     found = measure_path_rotation(x_t, alphas, sigmas, gaussian)
+    x_t = x_t / torch.hypot(alphas, sigmas)[:, None, None]
     for level in range(LEVELS):
         for number in range(N):
             ends = torch.stack([x_t[-1, number], x_t[0, number]], 1).numpy()
@@ -262,6 +264,10 @@ def test_wrong_use_is_said(gaussian):
     still[:, 4] = 1.0
     with pytest.raises(InputError, match="trajectory 4 does not"):
         path_explained(still)
+    with pytest.raises(ShapeError, match="shuffled must have the 21 levels"):
+        measure_path_pca(x_t, alphas, sigmas, gaussian, shuffled=x_t[1:])
+    with pytest.raises(InputError, match="must not both be 0, they are at level 20"):
+        measure_path_pca(x_t, torch.zeros(LEVELS), torch.linspace(1, 0, LEVELS), gaussian)
     with pytest.raises(InputError, match="number of components must be at least 1"):
         path_explained(x_t, 0)
     with pytest.raises(InputError, match="at least one harmonic"):
