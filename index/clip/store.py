@@ -11,7 +11,8 @@ in its order, so a row number means the same image in both spaces.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,7 +62,7 @@ class ClipCard:
     latents_sha256: str
     files: tuple[str, ...] = ()
     """SHA-256 of each embeddings file committed, in order."""
-    rows: tuple[int, ...] = field(default=())
+    rows: tuple[int, ...] = ()
     index_sha256: str | None = None
     """Of the index, once all is embedded."""
 
@@ -121,6 +122,7 @@ class ClipStore:
     def __init__(self, workspace: Workspace, card: ClipCard) -> None:
         self.workspace = workspace
         self.card = card
+        self._maps: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return sum(self.card.rows)
@@ -152,9 +154,19 @@ class ClipStore:
 
         Raises: FormatError if a file is missing or damaged.
         """
-        count = len(self.card.files)
-        parts = [self._read(number, count) for number in range(count)]
-        rows = np.concatenate(parts).astype(np.float32)
+        rows = np.concatenate([self._read(number) for number in range(len(self.card.files))]).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """Rows by number, in the order asked: (m, d) float32 of unit length. Raises: FormatError."""
+        starts = np.array([0, *accumulate(self.card.rows)])
+        owners = np.searchsorted(starts, ids, side="right") - 1
+        rows = np.empty((len(ids), self.card.spec.d), dtype=np.float32)
+        for number in np.unique(owners).tolist():
+            chosen = owners == number
+            if number not in self._maps:
+                self._maps[number] = self._read(number)
+            rows[chosen] = self._maps[number][ids[chosen] - starts[number]]
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def index(self) -> Any:
@@ -166,9 +178,9 @@ class ClipStore:
             raise FormatError(f"{path} is missing or damaged; delete {path.parent} and run manifold clip again")
         return read_index(path)
 
-    def _read(self, number: int, count: int) -> np.ndarray:
-        path = embeddings_file(self.workspace.root, number, count)
+    def _read(self, number: int) -> np.ndarray:
+        path = embeddings_file(self.workspace.root, number, len(self.card.files))
         remedy = f"delete {path.parent.parent} and run manifold clip again"
         if not path.is_file() or sha256_file(path) != self.card.files[number]:
             raise FormatError(f"{path} is missing or differs from its checksum; {remedy}")
-        return np.load(path, allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
