@@ -227,6 +227,38 @@ def run(
 
 
 @app.command()
+def add(
+    workspace: WorkspaceArgument,
+    images: ImagesArgument,
+    image_column: ColumnOption = None,
+    prefix: Annotated[
+        str, typer.Option(help="Put before the keys of this collection, where another has equal ones.")
+    ] = "",
+    encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
+    workers: WorkersOption = None,
+    max_rejects: RejectsOption = 0.05,
+) -> None:
+    """Encode what is new in a collection into a workspace, and bring statistics and index up to it without a rebuild.
+
+    Example: manifold add ws photos/
+    """
+    from index.add import add_images
+
+    from .console import long_work, out
+
+    with long_work() as progress:
+        done = add_images(
+            images, workspace, image_column=image_column, prefix=prefix, encoder=encoder, workers=workers,
+            max_rejects=max_rejects, progress=progress,
+        )  # fmt: skip
+    listed = f", {done.rejects:,} rejected (see {done.workspace.rejects_path})" if done.rejects else ""
+    out.print(
+        f"added {done.rows:,} images{listed}, {done.known:,} were known by their key; "
+        f"{done.workspace.manifest.count:,} latents in all"
+    )
+
+
+@app.command()
 def search(
     workspace: WorkspaceArgument,
     query: Annotated[Path | None, typer.Argument(metavar="QUERY", help="Image file to search with.")] = None,

@@ -1,5 +1,7 @@
 from .anticipation import Anticipation as Anticipation
 from .anticipation import measure_anticipation as measure_anticipation
+from .add import Added as Added
+from .add import add_images as add_images
 from .build import build_index as build_index
 from .encode import encode_images as encode_images
 from .encoders import open_encoder as open_encoder

@@ -40,6 +40,8 @@ Question = Literal["source", "target", "endpoint"]
 _CANDIDATES = 20
 """Candidates per neighbour asked for that are ranked exactly."""
 _LEAST_CANDIDATES = 200
+_BLOCK = 16
+"""States in one matrix product."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,17 @@ class Searcher:
         self.card = card
         self._store = workspace.latents
         self._index = index
-        self._k = int(card["k"])
+        self._k = min(int(card["k"]), manifold.k)
+        self._basis: _Basis | None = None
+        if card.get("basis", card)["stats_sha256"] != card["stats_sha256"]:
+            self._basis = _Basis.of(index, manifold, self._k)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """Open the index of the workspace in folder `path`, checking that all parts belong together.
 
         Raises: InputError if there is no workspace; NotFittedError if it is not fitted or indexed; FormatError if a file is
-            damaged; MismatchError if statistics or latents changed since the index was built.
+            damaged; MismatchError if statistics or latents changed since the index was built or brought up to them.
         """
         from .faiss_io import read_index
 
@@ -169,13 +174,14 @@ class Searcher:
     def _endpoints(self, flat: Tensor, a: Tensor, s: Tensor) -> Tensor:
         """Where each state ends, (n, d) float64; a clean state is there already, to the last bit.
 
-        State by state: a matrix product of several rows rounds differently from that of one, and results must not depend
-        on how a caller cuts a batch.
+        In blocks of one shape, filled up with the last state: results must depend neither on how a caller cuts a batch
+        nor on the number of threads, and the product of a single row is shared out among them.
         """
         ends = flat.double() / a[:, None]
-        for state in s.nonzero().flatten().tolist():
-            one = slice(state, state + 1)
-            ends[one] = self.manifold.endpoint(flat[one], a[one], s[one]).double()
+        noisy = s.nonzero().flatten()
+        for states in noisy.split(_BLOCK) if len(noisy) else ():
+            filled = torch.cat([states, states[-1:].expand(_BLOCK - len(states))])
+            ends[states] = self.manifold.endpoint(flat[filled], a[filled], s[filled])[: len(states)].double()
         return ends
 
     def _by_distance(self, targets: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -193,18 +199,21 @@ class Searcher:
         variances = self.manifold.eigvals[: self._k].double()
         gains = _decided(variances, a[:, None], s[:, None])
         unshrunk = (flat - a[:, None].float() * self.manifold.mean).double() / a[:, None]
-        query = unshrunk @ self.manifold.eigvecs[:, : self._k].double()
+        tail = _decided(torch.tensor([self._tail_var()], dtype=torch.float64), a[:, None], s[:, None])
+        if self._basis is None:
+            query, weights = unshrunk @ self.manifold.eigvecs[:, : self._k].double(), gains**2
+        else:
+            query, weights = self._basis.query(unshrunk), self._basis.weights(gains, tail)
         wanted = self._candidates(k)
         best = torch.full((len(flat), wanted), torch.inf, dtype=torch.float64)
         ids = torch.full((len(flat), wanted), -1, dtype=torch.int64)
-        weights, total = gains**2, len(self._store)
+        total = len(self._store)
         for start in range(0, total, 65_536):
             rows = torch.from_numpy(coordinates(self._index, start, min(65_536, total - start))).double()
             squared = (weights * query**2).sum(1, keepdim=True) - 2 * (weights * query) @ rows.T + weights @ (rows**2).T
             numbers = torch.arange(start, start + len(rows)).expand(len(flat), -1)
             best, chosen = torch.cat([best, squared], 1).topk(wanted, largest=False)
             ids = torch.cat([ids, numbers], 1).gather(1, chosen)
-        tail = _decided(torch.tensor([self._tail_var()], dtype=torch.float64), a[:, None], s[:, None])
         targets = unshrunk + self.manifold.mean.double()
         return self._rank_exactly(targets, ids.numpy(), list(gains), tail, k)
 
@@ -239,6 +248,39 @@ class Searcher:
 
     def _candidates(self, k: int) -> int:
         return min(max(_CANDIDATES * k, _LEAST_CANDIDATES), len(self._store))
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """An index's own coordinates, where they are older than the statistics: rows were added or removed since.
+
+    The metric of `target` is diagonal in the eigenvectors V of the statistics, G = V diag(g) V^T + g_tail (I - V V^T), and
+    nearly so in the index's, U: candidates are taken by the diagonal of U^T G^2 U. Ranking is by G itself.
+    """
+
+    vectors: Tensor
+    """U, (d, k) float64."""
+    shift: Tensor
+    """U^T (mean of the statistics - mean of the index), (k,): what queries about the first mean lack about the second."""
+    overlap: Tensor
+    """(U^T V)^2, elementwise."""
+
+    @classmethod
+    def of(cls, index: Any, manifold: GaussianManifold, k: int) -> Self:
+        from .faiss_io import basis
+
+        mean, vectors = (torch.from_numpy(part).double() for part in basis(index))
+        return cls(
+            vectors,
+            (manifold.mean.double() - mean) @ vectors,
+            (vectors.T @ manifold.eigvecs[:, :k].double()).square(),
+        )
+
+    def query(self, unshrunk: Tensor) -> Tensor:
+        return unshrunk @ self.vectors + self.shift
+
+    def weights(self, gains: Tensor, tail: Tensor) -> Tensor:
+        return (gains**2 - tail**2) @ self.overlap.T + tail**2
 
 
 def _decided(variances: Tensor, a: Tensor, s: Tensor) -> Tensor:

@@ -1,0 +1,186 @@
+"""Bringing statistics and index up to latents that were added or removed, without building the index again.
+
+Statistics are refitted, which for added latents means to read those alone. The index keeps its own basis: the mean and
+eigenvectors it was built with, which lie in its file. Its new rows are projected by them. Neighbours are ranked from the
+latents themselves under the refitted statistics, so an older basis changes no distance; it only has to bring the right
+candidates, and does so as long as it holds about as much of the new rows' variance as it held of the old ones'. Where it
+does not, a warning says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from manifold.errors import ManifoldWarning
+from manifold.files import atomic_path, read_json, sha256_file, write_json
+from manifold.gaussian import GaussianManifold
+
+from .build import build_index, latents_checksum
+from .coordinates import rank_for
+from .fit import refit_workspace
+from .progress import Progress, silent
+from .statistics import load_manifold
+from .workspace import Workspace, writing
+
+__all__ = ["is_behind", "refresh_index", "refresh_workspace"]
+
+_SHARE_LOST = 0.05
+"""The basis is outgrown when it holds this much less of the added rows' variance than it held of the rows it was made from,
+and than a new one would hold. It is made to hold 95 %, so what it misses has then about doubled. The second condition keeps
+few rows from raising a false alarm: a basis always holds more of the rows it was made from than of others like them."""
+_BATCH_BYTES = 64 * 2**20
+
+
+def refresh_workspace(workspace: str | Path, *, progress: Progress = silent) -> None:
+    """Bring what a workspace has of statistics and index up to its latents; what it has not stays away.
+
+    Arguments
+        workspace: its folder.
+        progress: told of ("fit", rows done, rows in all) and ("index", rows done, rows in all).
+
+    Warns: ManifoldWarning if the index's basis is outgrown.
+
+    Raises: InputError (no complete workspace); FormatError; StorageError.
+
+    Cost: after an addition, one pass over the new latents and an eigendecomposition; after a removal, two passes over all.
+    """
+    opened = Workspace.open(workspace)
+    if opened.stats_path.is_file():
+        refit_workspace(workspace, progress=progress)
+        if opened.index_card_path.is_file():
+            refresh_index(workspace, progress=progress)
+
+
+def is_behind(workspace: Workspace) -> bool:
+    """Whether statistics or index are of other latents than the workspace has now."""
+    from .statistics import covers_other_latents
+
+    if workspace.stats_path.is_file() and covers_other_latents(
+        workspace, GaussianManifold.load(workspace.stats_path).metadata
+    ):
+        return True
+    return workspace.index_card_path.is_file() and not _is_current(workspace, read_json(workspace.index_card_path))
+
+
+def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
+    """Bring a built index up to the latents and the statistics, in its own basis.
+
+    Rows added since are projected and appended. If rows were removed, the index is emptied and filled again, which leaves
+    nothing of them in the file. An index that does not belong to its card, as a process killed between writing the two
+    leaves it, is built anew.
+
+    Returns: the card, as written to WS/index/image.json.
+
+    Warns: ManifoldWarning if the basis is outgrown: the index's coordinates hold less of the added rows' variance, by more
+        than 5 points of 100, than they held of the rows that they were made from, and than coordinates made anew would hold.
+
+    Raises: NotFittedError, MismatchError or FormatError if the statistics are missing, outdated or damaged; StorageError.
+    """
+    from . import faiss_io
+
+    root = Path(workspace)
+    with writing(root):
+        opened = Workspace.open(root)
+        card = read_json(opened.index_card_path)
+        if _is_current(opened, card):
+            return card
+        manifold = load_manifold(opened)
+        sound = opened.index_path.is_file() and sha256_file(opened.index_path) == card["index_sha256"]
+        if sound:
+            index = faiss_io.read_whole_index(opened.index_path)
+            start = _covered(opened, card)
+            if start is None:
+                index.reset()
+            first, last = start or 0, len(opened.latents)
+            mean, vectors = faiss_io.basis(index)
+            _append(opened, index, first, progress)
+            with atomic_path(opened.index_path) as path:
+                faiss_io.write_index(index, path)
+            origin = {
+                "stats_sha256": card["stats_sha256"],
+                "count": card["count"],
+                "variance_kept": card["variance_kept"],
+            }
+            card = {
+                **card,
+                "count": last,
+                "variance_kept": _share(manifold, vectors),
+                "index_sha256": sha256_file(opened.index_path),
+                "index_bytes": opened.index_path.stat().st_size,
+                "stats_sha256": sha256_file(opened.stats_path),
+                "latents_sha256": latents_checksum(opened),
+                "basis": card.get("basis", origin),
+            }
+            write_json(opened.index_card_path, card)
+            if start is not None and start < last:
+                _warn_if_outgrown(opened, card, manifold, mean, vectors, start)
+    return card if sound else build_index(root, rank=min(int(card["k"]), manifold.k), progress=progress)
+
+
+def _is_current(workspace: Workspace, card: dict[str, Any]) -> bool:
+    return (
+        workspace.index_path.is_file()
+        and card["latents_sha256"] == latents_checksum(workspace)
+        and card["stats_sha256"] == sha256_file(workspace.stats_path)
+        and card["index_sha256"] == sha256_file(workspace.index_path)
+    )
+
+
+def _covered(workspace: Workspace, card: dict[str, Any]) -> int | None:
+    """Rows already in the index, if they are the workspace's first; None if some of them are gone."""
+    manifest = workspace.manifest
+    for kept in range(len(manifest.shards), -1, -1):
+        earlier = replace(manifest, shards=manifest.shards[:kept])
+        if latents_checksum(Workspace(workspace.root, earlier)) == card["latents_sha256"]:
+            return earlier.count
+    return None
+
+
+def _append(workspace: Workspace, index: Any, start: int, progress: Progress) -> None:
+    store = workspace.latents
+    progress("index", start, len(store))
+    for batch in store.batches(max(1, _BATCH_BYTES // (4 * store.d)), start):
+        index.add(batch.astype(np.float32))
+        progress("index", index.ntotal, len(store))
+
+
+def _share(manifold: GaussianManifold, vectors: np.ndarray) -> float:
+    """Share of the fitted variance along the columns of `vectors`."""
+    rows = torch.from_numpy(vectors.T.copy()).to(manifold.mean)
+    held = (manifold.covariance.apply(lambda variance: variance, rows) * rows).sum()
+    return min(float(held) / manifold.total_variance, 1.0) if manifold.total_variance else 1.0
+
+
+def _warn_if_outgrown(
+    workspace: Workspace,
+    card: dict[str, Any],
+    manifold: GaussianManifold,
+    mean: np.ndarray,
+    vectors: np.ndarray,
+    start: int,
+) -> None:
+    """Compare what the index's coordinates hold of the rows from `start` on, about its mean."""
+    fresh = manifold.eigvecs[:, : rank_for(manifold)].float().numpy()
+    store = workspace.latents
+    total, held, would_hold = 0.0, 0.0, 0.0
+    for batch in store.batches(max(1, _BATCH_BYTES // (4 * store.d)), start):
+        rows = batch.astype(np.float32) - mean
+        total += float(np.square(rows, dtype=np.float64).sum())
+        held += float(np.square(rows @ vectors, dtype=np.float64).sum())
+        would_hold += float(np.square(rows @ fresh, dtype=np.float64).sum())
+    before = card["basis"]["variance_kept"]
+    if total and held / total < min(before, would_hold / total) - _SHARE_LOST:
+        warnings.warn(
+            f"the index's {card['k']} coordinates hold {held / total:.1%} of the variance of the {len(store) - start:,} "
+            f"images added, {before:.1%} of that of the images they were made from, and new ones would hold "
+            f"{would_hold / total:.1%}: searches may miss neighbours among the new images, so build it again: "
+            f"manifold index {workspace.root}",
+            ManifoldWarning,
+            stacklevel=4,
+        )

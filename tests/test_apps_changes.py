@@ -1,0 +1,39 @@
+"""The commands that change a workspace: what they print, and that an error is one sentence."""
+
+import json
+import shutil
+
+import pytest
+from test_apps_cli import fails, manifold, write_photos
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("changes")
+    photos = write_photos(root / "photos", 30)
+    aside = root / "aside"
+    aside.mkdir()
+    for number in range(24, 30):
+        shutil.move(photos / f"{number}.png", aside)
+    done = manifold("run", photos, "-w", root / "ws", "--size", 16)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    shutil.copytree(made, tmp_path / "made")
+    return tmp_path / "made"
+
+
+def test_add_says_what_it_did(root):
+    done = manifold("add", root / "ws", root / "aside")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "added 6 images, 0 were known by their key; 30 latents in all\n"
+    assert manifold("verify", root / "ws").returncode == 0
+    found = json.loads(manifold("search", root / "ws", root / "aside" / "27.png", "-k", 1, "--json").stdout)
+    assert found["neighbours"][0]["key"] == "27"
+    done = manifold("add", root / "ws", root / "photos", "--prefix", "again/")
+    assert "added 24 images, 0 were known" in done.stdout
+    fails(manifold("add", root / "ws", root / "nowhere"), "does not exist")
+    fails(manifold("add", root / "nowhere", root / "photos"), "make a workspace with")

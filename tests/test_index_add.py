@@ -1,0 +1,276 @@
+"""Adding: only what is new is encoded, and everything is then as if all had been encoded at once."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_workspace
+from PIL import Image
+
+from index.add import add_images
+from index.build import build_index
+from index.encode import encode_images
+from index.fit import fit_workspace
+from index.latents import LatentStore
+from index.search import Searcher
+from index.shards import read_rejects
+from index.verify import verify_workspace
+from index.workspace import Workspace
+from manifold.errors import InputError, ManifoldWarning, MismatchError, TooManyRejectsError
+from manifold.moments import Moments
+
+OPTIONS = {"size": 6, "batch_size": 8, "shard_rows": 40, "workers": 0}
+
+
+def photos(folder: Path, numbers: range, seed: int = 0) -> Path:
+    """Smooth random pictures, one for each number; the same number gives the same picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        coarse = np.random.default_rng([seed, number]).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((12, 12), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number:05d}.png")
+    return folder
+
+
+def made(images: Path, root: Path, rank: int | None = 27) -> Path:
+    encode_images(images, root, **OPTIONS)
+    fit_workspace(root)
+    build_index(root, rank=rank)
+    return root
+
+
+@pytest.fixture
+def grown(tmp_path):
+    """A workspace of 130 pictures to which 70 were added, and one of all 200 encoded at once."""
+    root = made(photos(tmp_path / "photos", range(130)), tmp_path / "ws")
+    photos(tmp_path / "photos", range(130, 200))
+    done = add_images(tmp_path / "photos", root, workers=0)
+    assert (done.rows, done.rejects, done.known) == (70, 0, 130)
+    return root, made(tmp_path / "photos", tmp_path / "whole")
+
+
+def test_latents_and_statistics_are_those_of_one_run(grown):
+    root, whole = (Workspace.open(path) for path in grown)
+    np.testing.assert_array_equal(root.latents.read(range(200)), whole.latents.read(range(200)))
+    assert root.latents.metadata().equals(whole.latents.metadata())
+    for name in ("moments_path", "stats_path"):
+        (mine, _), (expected, _) = (_tensors(getattr(workspace, name)) for workspace in (root, whole))
+        assert mine.keys() == expected.keys()
+        assert all(torch.equal(mine[key], expected[key]) for key in mine)
+    assert verify_workspace(grown[0]).problems == ()
+
+
+def _tensors(path):
+    from manifold.files import load_tensors
+
+    return load_tensors(path)
+
+
+def test_moments_are_exact(grown):
+    moments, _ = Moments.load(grown[0] / "stats" / "moments.safetensors")
+    latents = Workspace.open(grown[0]).latents.read(range(200)).astype(np.float64)
+    np.testing.assert_allclose(moments.mean, latents.mean(0), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(moments.covariance(), np.cov(latents.T), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.0), (1.0, 0.5), (0.6, 0.8), (1.0, 3.0)])
+@pytest.mark.parametrize("question", ["source", "target", "endpoint"])
+def test_searches_are_those_of_a_workspace_encoded_at_once(grown, rng, question, alpha, sigma):
+    mine, whole = (Searcher.open(path) for path in grown)
+    assert mine.card["basis"]["count"] == 130
+    latents = whole.workspace.latents.read(range(0, 200, 7)).astype(np.float64)
+    x_t = torch.from_numpy(alpha * latents + sigma * rng.standard_normal(latents.shape)).float()
+    found, expected = (searcher.search(x_t, alpha, sigma, question, k=10) for searcher in (mine, whole))
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    # Products over shards of other sizes round differently: float32 in the posterior's sum, whose leading terms are exact.
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5 if question == "source" else 0, atol=1e-12)
+
+
+def test_candidates_of_an_older_basis_are_the_right_ones(tmp_path, rng):
+    """With 3,000 rows the 200 candidates are a choice. Brute force in float64, the metric of `target` as a dense matrix."""
+    basis = np.linalg.qr(rng.standard_normal((48, 48)))[0]
+    latents = ((rng.standard_normal((3000, 48)) * 3 / np.arange(1, 49)) @ basis + 0.3).astype(np.float16)
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    np.save(folder / "a_0.npy", latents[:1800])
+    root = made(folder, tmp_path / "ws", rank=24)
+    np.save(folder / "a_1.npy", latents[1800:])
+    add_images(folder, root)
+    searcher = Searcher.open(root)
+    assert searcher.card["basis"]["stats_sha256"] != searcher.card["stats_sha256"]
+    alpha, sigma = 0.9, 0.7
+    x_t = alpha * latents[::150].astype(np.float64) + sigma * rng.standard_normal((20, 48))
+    covariance = np.cov(latents.astype(np.float64).T)
+    eigvals, eigvecs = (part[..., ::-1] for part in np.linalg.eigh(covariance))
+    eigvals = np.concatenate([eigvals[:24], np.full(24, eigvals[24:].mean())])
+    gain = eigvecs * (alpha**2 * eigvals / (alpha**2 * eigvals + sigma**2)) @ eigvecs.T
+    difference = (x_t / alpha)[:, None] - latents.astype(np.float64)[None]
+    distances = np.linalg.norm(difference @ gain, axis=2)
+    hits = searcher.search(torch.from_numpy(x_t).float(), alpha, sigma, "target", k=10)
+    np.testing.assert_array_equal(hits.ids, np.argsort(distances, axis=1)[:, :10])
+    np.testing.assert_allclose(hits.scores, np.sort(distances, axis=1)[:, :10], rtol=1e-4)
+    hits = searcher.search(torch.from_numpy(latents[::150]).float(), k=10)
+    distances = np.linalg.norm(latents[::150].astype(np.float64)[:, None] - latents.astype(np.float64)[None], axis=2)
+    np.testing.assert_array_equal(hits.ids, np.argsort(distances, axis=1, kind="stable")[:, :10])
+
+
+def test_old_latents_are_not_read_again(tmp_path, monkeypatch):
+    root = made(photos(tmp_path / "photos", range(80)), tmp_path / "ws")
+    photos(tmp_path / "photos", range(80, 100))
+    read = []
+    batches = LatentStore.batches
+
+    def watched(self, rows, start=0, stop=None):
+        read.append((start, stop))
+        return batches(self, rows, start, stop)
+
+    monkeypatch.setattr(LatentStore, "batches", watched)
+    add_images(tmp_path / "photos", root, workers=0)
+    assert read
+    assert all(start >= 80 for start, _ in read)
+
+
+def test_adding_again_changes_nothing(grown, tmp_path):
+    before = {path: path.read_bytes() for path in sorted(grown[0].rglob("*")) if path.is_file()}
+    done = add_images(tmp_path / "photos", grown[0], workers=0)
+    assert (done.rows, done.known) == (0, 200)
+    assert {path: path.read_bytes() for path in sorted(grown[0].rglob("*")) if path.is_file()} == before
+
+
+def test_another_collection_with_equal_keys_needs_a_prefix(tmp_path):
+    root = made(photos(tmp_path / "photos", range(40)), tmp_path / "ws")
+    photos(tmp_path / "others", range(30), seed=1)
+    assert add_images(tmp_path / "others", root, workers=0).rows == 0
+    done = add_images(tmp_path / "others", root, workers=0, prefix="others/")
+    assert done.rows == 30
+    assert [row["key"] for row in done.workspace.latents.rows([39, 40])] == ["00039", "others/00000"]
+    entry = asdict(done.workspace.manifest.additions[-1])
+    assert (entry["source"], entry["inputs"]) == ("others", 30)
+    assert entry["command"] == "manifold add WS others --prefix others/"
+    assert verify_workspace(root).whole
+
+
+def test_what_is_missing_stays_missing(tmp_path):
+    encode_images(photos(tmp_path / "photos", range(20)), tmp_path / "ws", **OPTIONS)
+    photos(tmp_path / "photos", range(20, 25))
+    done = add_images(tmp_path / "photos", tmp_path / "ws", workers=0)
+    assert done.rows == 5
+    assert not (tmp_path / "ws" / "stats").exists()
+    assert verify_workspace(tmp_path / "ws").whole
+
+
+def test_rejects_are_counted_on_and_not_tried_again(tmp_path):
+    folder = photos(tmp_path / "photos", range(40))
+    (folder / "00010.png").write_bytes(b"broken")
+    root = made(folder, tmp_path / "ws")
+    photos(folder, range(40, 60))
+    (folder / "00050.png").write_bytes(b"broken")
+    done = add_images(folder, root, workers=0)
+    assert (done.rows, done.rejects, done.known) == (19, 1, 40)
+    assert [(reject["input"], reject["key"]) for reject in read_rejects(done.workspace)] == [
+        (10, "00010"),
+        (50, "00050"),
+    ]
+    assert verify_workspace(root).problems == ()
+    photos(tmp_path / "bad", range(100, 110))
+    (tmp_path / "bad" / "00103.png").write_bytes(b"broken")
+    with pytest.raises(
+        TooManyRejectsError, match=r"1 of 10 images cannot be used, more than the share of 0\.05 allowed"
+    ):
+        add_images(tmp_path / "bad", root, workers=0)
+    assert verify_workspace(root).problems == ()
+    assert add_images(tmp_path / "bad", root, workers=0, max_rejects=0.2).rows == 9
+    assert verify_workspace(root).problems == ()
+
+
+class Stopped(Exception):
+    """Raised by a test's progress function."""
+
+
+@pytest.mark.parametrize(("stage", "at"), [("encode", 1), ("encode", 41), ("encode", 90), ("fit", 130), ("index", 100)])
+def test_a_stopped_addition_goes_on_to_the_same_bytes(tmp_path, stage, at):
+    folder = photos(tmp_path / "photos", range(50))
+    root = made(folder, tmp_path / "ws")
+    photos(folder, range(50, 150))
+    (folder / "00070.png").write_bytes(b"broken")
+    shutil.copytree(root, tmp_path / "undisturbed")
+    add_images(folder, tmp_path / "undisturbed", workers=0)
+
+    def stop(now: str, done: int, total: int) -> None:
+        if now == stage and done >= at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        add_images(folder, root, workers=0, progress=stop)
+    add_images(folder, root, workers=0)
+    found, expected = (
+        {str(path.relative_to(top)): path.read_bytes() for path in sorted(top.rglob("*")) if path.is_file()}
+        for top in (root, tmp_path / "undisturbed")
+    )
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert verify_workspace(root).problems == ()
+
+
+def test_an_index_written_without_its_card_is_built_anew(grown, tmp_path):
+    """What a process killed between the two leaves."""
+    photos(tmp_path / "photos", range(200, 210))
+    path = grown[0] / "index" / "image.index"
+    path.write_bytes(path.read_bytes() + b" ")
+    add_images(tmp_path / "photos", grown[0], workers=0)
+    assert verify_workspace(grown[0]).problems == ()
+    assert Searcher.open(grown[0]).card["count"] == 210
+
+
+def test_an_outgrown_basis_is_said_and_a_fitting_one_is_not(tmp_path, rng):
+    def vectors(folder: Path, number: int, columns: slice, n: int) -> Path:
+        folder.mkdir(exist_ok=True)
+        rows = 0.01 * rng.standard_normal((n, 30))
+        rows[:, columns] += rng.standard_normal((n, 10))
+        np.save(folder / f"a_{number}.npy", rows.astype(np.float16))
+        return folder
+
+    folder = vectors(tmp_path / "vectors", 0, slice(0, 10), 300)
+    root = made(folder, tmp_path / "ws", rank=10)
+    vectors(folder, 1, slice(0, 10), 100)
+    add_images(folder, root)
+    vectors(folder, 2, slice(10, 20), 100)
+    with pytest.warns(
+        ManifoldWarning, match=r"hold 0\.\d% of the variance of the 100 images added, 100.0% .* build it"
+    ):
+        add_images(folder, root)
+    card = json.loads((root / "index" / "image.json").read_text())
+    assert card["basis"]["count"] == 300
+    assert card["variance_kept"] < 0.9
+    assert verify_workspace(root).problems == ()
+    build_index(root)
+    assert "basis" not in json.loads((root / "index" / "image.json").read_text())
+
+
+def test_what_cannot_be_added(tmp_path, rng):
+    root = made(photos(tmp_path / "photos", range(20)), tmp_path / "ws")
+    (tmp_path / "vectors").mkdir()
+    np.save(tmp_path / "vectors" / "a.npy", rng.standard_normal((5, 108)).astype(np.float16))
+    with pytest.raises(MismatchError, match="holds latents of the encoder pixels, vectors holds embeddings"):
+        add_images(tmp_path / "vectors", root)
+    other = make_workspace(tmp_path / "other", rng.standard_normal((5, 7))).root
+    with pytest.raises(MismatchError, match="holds embeddings of 7 values, those of vectors have 108"):
+        add_images(tmp_path / "vectors", other)
+    with pytest.raises(MismatchError, match="holds embeddings, photos holds images"):
+        add_images(tmp_path / "photos", other)
+    with pytest.raises(InputError, match="is not a folder; make a workspace"):
+        add_images(tmp_path / "photos", tmp_path / "nowhere")
+    Workspace.open(root).commit(complete=False)
+    with pytest.raises(InputError, match="is incomplete"):
+        add_images(tmp_path / "photos", root)
+
+
+def test_encoding_a_grown_collection_says_how_to_add(tmp_path):
+    encode_images(photos(tmp_path / "photos", range(5)), tmp_path / "ws", **OPTIONS)
+    photos(tmp_path / "photos", range(5, 6))
+    with pytest.raises(MismatchError, match="to encode only what is new: manifold add"):
+        encode_images(tmp_path / "photos", tmp_path / "ws", **OPTIONS)
