@@ -310,6 +310,43 @@ def search(
 
 
 @app.command()
+def serve(
+    workspace: WorkspaceArgument,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than this machine's are warned of.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8765,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="IMAGES", help="Where the collection lies, for thumbnails. [default: beside WS, or here]"),
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name that requests may call a local address by; repeatable."),
+    ] = None,
+    max_body_mb: Annotated[float, typer.Option(help="Largest request, in megabytes.")] = 20.0,
+    max_megapixels: Annotated[float, typer.Option(help="Largest image that is decoded.")] = 50.0,
+    max_k: Annotated[int, typer.Option(help="Most neighbours in an answer.")] = 1000,
+) -> None:
+    """Serve a workspace over HTTP: search with images or latents, metadata, thumbnails.
+
+    Example: manifold serve ws --port 8765
+    """
+    from .console import out
+    from .serve import serve_workspace
+
+    try:
+        serve_workspace(
+            workspace, host=host, port=port, images=images, encoder=encoder, allow_hosts=allow_host or (),
+            max_body_mb=max_body_mb, max_megapixels=max_megapixels, max_k=max_k,
+            announce=lambda line: out.print(line, soft_wrap=True),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
 def info(workspace: WorkspaceArgument, as_json: JsonOption = False) -> None:
     """Describe a workspace: collection, encoder, counts, spectrum, index.
 

@@ -43,7 +43,6 @@ def serve_workspace(
         positive; all of `SearchService.open`.
     """
     try:
-        import python_multipart  # noqa: F401 (FastAPI looks for it when the first form arrives)
         import uvicorn
 
         from .server import create_app

@@ -22,6 +22,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import ValidationError
+from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -185,12 +186,15 @@ def _search(service: SearchService, data: bytes, fields: dict[str, Any] | None) 
 
 async def _read_form(request: Request) -> tuple[bytes, dict[str, Any]]:
     """The bytes of the field `image`, and the other fields as text."""
-    async with request.form(max_files=1, max_fields=10, max_part_size=_FIELD_BYTES) as form:
-        fields = dict(form)
-        image = fields.pop("image", None)
-        if not isinstance(image, UploadFile):
-            raise HTTPException(422, "the form must have an image file in its field image")
-        return await image.read(), fields
+    try:
+        async with request.form(max_files=1, max_fields=10, max_part_size=_FIELD_BYTES) as form:
+            fields = dict(form)
+            image = fields.pop("image", None)
+            if not isinstance(image, UploadFile):
+                raise HTTPException(422, "the form must have an image file in its field image")
+            return await image.read(), fields
+    except FormParserError as error:  # newer versions of Starlette answer 400 themselves
+        raise HTTPException(400, f"the form is damaged: {error}") from error
 
 
 def _search_body() -> dict[str, Any]:
