@@ -1,12 +1,14 @@
-"""Eigen-coordinates of a whole collection: U^T (x - mu), the leading ones, in memory."""
+"""Coordinates of a whole collection in memory: on the manifold's leading eigenvectors, U^T (x - mu), or on its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from manifold.eigen import descending_eigh
 from manifold.errors import InputError
 from manifold.gaussian import GaussianManifold
 
@@ -14,7 +16,7 @@ from .progress import Progress, silent
 from .statistics import load_manifold
 from .workspace import Workspace
 
-__all__ = ["eigen_coordinates", "rank_for"]
+__all__ = ["eigen_coordinates", "principal_scores", "rank_for"]
 
 _VARIANCE_KEPT = 0.95
 _RANKS = (16, 256)
@@ -68,3 +70,14 @@ def eigen_coordinates(
         done += len(batch)
         progress("project", done, len(store))
     return coordinates
+
+
+def principal_scores(rows: Tensor | np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of rows (n, d) on their own leading directions, (n, count), and the variances along them, (count,).
+
+    float64, signs fixed. Cost: n d^2 + d^3 multiply-adds.
+    """
+    points = torch.as_tensor(rows).double()
+    centred = points - points.mean(0)
+    eigvals, eigvecs = descending_eigh(centred.T @ centred / len(points))
+    return (centred @ eigvecs[:, :count]).numpy(), eigvals[:count].clamp_min(0).numpy()

@@ -22,17 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold.eigen import fix_sign
 from manifold.errors import InputError, MissingExtraError
 from manifold.files import atomic_path
 
 from .build import latents_checksum
-from .coordinates import eigen_coordinates
+from .coordinates import eigen_coordinates, principal_scores
 from .neighbours import NeighbourLists, exact_neighbours
 from .progress import Progress, silent
 from .workspace import Workspace, writing
 
-__all__ = ["ImageMap", "Method", "Space", "map_path", "principal_plane", "project_map", "umap_layout"]
+__all__ = ["ImageMap", "Method", "Space", "map_path", "project_map", "umap_layout"]
 
 Method = Literal["umap", "pca"]
 Space = Literal["latent", "clip"]
@@ -103,8 +102,8 @@ def project_map(
         raise InputError(f"a map needs at least {_LEAST_ROWS} images, {opened.root} has {count}; encode more")
     rows = _rows(opened, space, progress)
     lists = exact_neighbours(rows, min(neighbours, count - 1), progress=progress)
-    plane = rows[:, :2].double() if space == "latent" else principal_plane(rows)
-    points = plane.numpy() if method == "pca" else umap_layout(rows, lists, plane, min_dist=min_dist, seed=seed)
+    plane = rows[:, :2].double().numpy() if space == "latent" else principal_scores(rows, 2)[0]
+    points = plane if method == "pca" else umap_layout(rows, lists, plane, min_dist=min_dist, seed=seed)
     if space == "clip":
         lists = NeighbourLists(lists.ids, lists.distances**2 / 2)
     about = {"method": method, "space": space, "seed": seed, "coordinates": rows.shape[1], "min_dist": min_dist}
@@ -114,14 +113,7 @@ def project_map(
     return ImageMap(points, lists, labels, method, space, seed, path)
 
 
-def principal_plane(rows: Tensor) -> Tensor:
-    """Coordinates on the two directions of largest variance, (n, 2) float64, signs fixed."""
-    centred = rows.double() - rows.double().mean(0)
-    _, vectors = torch.linalg.eigh(centred.T @ centred)
-    return centred @ fix_sign(vectors[:, -2:].flip(1))
-
-
-def umap_layout(rows: Tensor, lists: NeighbourLists, start: Tensor, *, min_dist: float, seed: int) -> np.ndarray:
+def umap_layout(rows: Tensor, lists: NeighbourLists, start: np.ndarray, *, min_dist: float, seed: int) -> np.ndarray:
     """UMAP of rows (n, d) with given neighbour lists, from the layout `start` (n, 2): (n, 2) float64.
 
     Raises: MissingExtraError.
@@ -130,12 +122,12 @@ def umap_layout(rows: Tensor, lists: NeighbourLists, start: Tensor, *, min_dist:
     most = len(rows) - 1
     ids = np.hstack([own, lists.ids])[:, :most]
     distances = np.hstack([np.zeros((len(rows), 1)), lists.distances])[:, :most].astype(np.float32)
-    spread = float(start.abs().max()) or 1.0
+    spread = float(np.abs(start).max()) or 1.0
     model = _umap().UMAP(
         n_neighbors=ids.shape[1],
         min_dist=min_dist,
         metric="euclidean",
-        init=(start / spread).float().numpy(),
+        init=(start / spread).astype(np.float32),
         precomputed_knn=(ids, distances),
         random_state=seed,
         n_jobs=1,

@@ -9,43 +9,17 @@ import pytest
 import torch
 from images import damaged_files
 from PIL import Image
+from tiny_clip import PROJECTION_D as D
+from tiny_clip import PROJECTION_SIDE as SIDE
+from tiny_clip import projection_model as model
 
-from index.clip import ClipModel, ClipSearcher, ClipSpec, ClipStore, embed_workspace
+from index.clip import ClipModel, ClipSearcher, ClipStore, embed_workspace
 from index.clip.store import card_path, embeddings_file, index_file
 from index.encode import encode_images
 from index.images.embeddings import EmbeddingSource
 from manifold.errors import FormatError, InputError, MismatchError, NotFittedError, ShapeError
 
-COUNT, SIDE, D = 45, 8, 20
-
-
-class Projection:
-    """Pixels, or the letters of a text, times a fixed matrix."""
-
-    def __init__(self, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.matrix = torch.randn(3 * SIDE * SIDE, D, generator=generator)
-        self.seen = 0
-
-    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        self.seen += len(pixels)
-        return pixels.flatten(1) @ self.matrix
-
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens @ self.matrix
-
-
-def letters(texts: list[str]) -> torch.Tensor:
-    counts = torch.zeros(len(texts), 3 * SIDE * SIDE)
-    for row, text in enumerate(texts):
-        for letter in text:
-            counts[row, ord(letter) % counts.shape[1]] += 1
-    return counts
-
-
-def model(seed: int = 0) -> ClipModel:
-    spec = ClipSpec("projection", f"seed {seed}", D, SIDE, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-    return ClipModel(spec, Projection(seed), letters, "cpu")
+COUNT = 45
 
 
 @pytest.fixture

@@ -9,15 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from helpers import make_workspace
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from index import projection
-from index.coordinates import eigen_coordinates
+from index.coordinates import eigen_coordinates, principal_scores
 from index.fit import fit_workspace
-from index.projection import principal_plane, project_map
+from index.projection import project_map
 from index.workspace import Workspace
 from manifold.errors import InputError, MissingExtraError, NotFittedError
 
@@ -76,11 +75,12 @@ def test_pca_is_the_two_leading_coordinates(workspace, clusters):
     np.testing.assert_allclose(made.points, eigen_coordinates(workspace, k=2).numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_principal_plane_is_that_of_scikit_learn(rng):
+def test_principal_scores_are_those_of_scikit_learn(rng):
     rows = rng.standard_normal((50, 7)) * np.arange(1, 8) + 3
-    found, expected = principal_plane(torch.from_numpy(rows)).numpy(), PCA(2).fit_transform(rows)
-    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-8)
-    np.testing.assert_array_equal(found, principal_plane(torch.from_numpy(rows)).numpy())
+    reference = PCA(2).fit(rows)
+    found, variances = principal_scores(rows, 2)
+    np.testing.assert_allclose(np.abs(found), np.abs(reference.transform(rows)), rtol=1e-8)
+    np.testing.assert_allclose(variances, reference.explained_variance_ * 49 / 50)
 
 
 @needs_umap

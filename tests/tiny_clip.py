@@ -1,11 +1,45 @@
-"""A small random CLIP model, saved to disk as the hub keeps the large ones."""
+"""Small CLIP models with random weights: one saved as the hub keeps the large ones, and one that is a matrix."""
 
 import json
 from pathlib import Path
 
 import torch
 
-__all__ = ["save_tiny_clip"]
+from index.clip import ClipModel, ClipSpec
+
+__all__ = ["PROJECTION_D", "PROJECTION_SIDE", "projection_model", "save_tiny_clip"]
+
+PROJECTION_SIDE, PROJECTION_D = 8, 20
+
+
+class Projection:
+    """Pixels, or the letters of a text, times a fixed matrix."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.matrix = torch.randn(3 * PROJECTION_SIDE**2, PROJECTION_D, generator=generator)
+        self.seen = 0
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.seen += len(pixels)
+        return pixels.flatten(1) @ self.matrix
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens @ self.matrix
+
+
+def letters(texts: list[str]) -> torch.Tensor:
+    counts = torch.zeros(len(texts), 3 * PROJECTION_SIDE**2)
+    for row, text in enumerate(texts):
+        for letter in text:
+            counts[row, ord(letter) % counts.shape[1]] += 1
+    return counts
+
+
+def projection_model(seed: int = 0) -> ClipModel:
+    """A model that needs no open_clip: its vectors are a random projection of the pixels."""
+    spec = ClipSpec("projection", f"seed {seed}", PROJECTION_D, PROJECTION_SIDE, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    return ClipModel(spec, Projection(seed), letters, "cpu")
 
 
 def save_tiny_clip(folder: Path, *, seed: int = 11, size: int = 32, d: int = 24) -> Path:
