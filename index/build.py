@@ -7,71 +7,121 @@ only bring the right candidates, and k and their precision may be small.
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from manifold.files import atomic_path, sha256_file, write_json
+from manifold.errors import InputError, ManifoldWarning
+from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
 
-from .coordinates import rank_for
+from .inverted_file import write_inverted_file
+from .plan import CANDIDATES, DEFAULT_MEMORY_BYTES, DEFAULT_RECALL, INVERTED, Plan, plan_index
 from .progress import Progress, silent
+from .recall import Truth, calibrate, measure_recall
 from .statistics import load_manifold
 from .workspace import Workspace, writing
 
-__all__ = ["INDEX_SCHEMA", "build_index", "latents_checksum"]
+__all__ = ["INDEX_SCHEMA", "build_index", "latents_checksum", "plan_workspace"]
 
 INDEX_SCHEMA = 1
-_IN_MEMORY_BYTES = 2**30
-_BATCH_BYTES = 64 * 2**20
 
 
-def build_index(workspace: str | Path, *, rank: int | None = None, progress: Progress = silent) -> dict[str, Any]:
-    """Build the index of a workspace and write it with its card.
+def plan_workspace(
+    workspace: str | Path,
+    *,
+    rank: int | None = None,
+    kind: str | None = None,
+    memory: int | str = DEFAULT_MEMORY_BYTES,
+    recall: float = DEFAULT_RECALL,
+) -> Plan:
+    """The index that a fitted workspace needs; see `plan_index`.
+
+    Raises: as `build_index`.
+    """
+    opened = Workspace.open(workspace)
+    opened.require_complete()
+    return _plan(opened, load_manifold(opened), rank, kind, memory, recall)
+
+
+def build_index(
+    workspace: str | Path,
+    *,
+    rank: int | None = None,
+    kind: str | None = None,
+    memory: int | str = DEFAULT_MEMORY_BYTES,
+    recall: float | None = None,
+    plan: Plan | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Build the index of a workspace, measure what it finds, and write it with its card.
 
     Arguments
         workspace: its folder, encoded and fitted.
-        rank: eigen-coordinates to keep, 1 to the manifold's k; as many as hold 95 % of the variance, between 16 and 256,
-            unless given.
-        progress: told of ("index", rows done, rows in all).
+        rank: eigen-coordinates to keep, 1 to the manifold's k; as few as the recall needs, 16 to 256, unless given.
+        kind: of index, see `index.plan.Kind`; the first that fits unless given.
+        memory: bytes it may take, or a text such as "4G"; 1 GiB unless given.
+        recall: share of the true 10 nearest wanted among 50 candidates; 0.99 unless given.
+        plan: from `plan_workspace`, instead of the four before.
+        progress: told of ("index", rows done, rows in all), then ("recall", questions done, questions in all).
 
-    Returns: the card, as written to WS/index/image.json.
+    Returns: the card, as written to WS/index/image.json: the plan, checksums, and the recall found.
 
-    Raises: InputError (no complete workspace, rank out of range); NotFittedError if statistics are missing; MismatchError
-        if they are of other latents; FormatError; StorageError.
+    Raises: InputError (no complete workspace, rank out of range, no index fits into the memory); NotFittedError if statistics
+        are missing; MismatchError if they are of other latents; FormatError; StorageError.
 
-    Cost: one pass over the latents; the coordinates in memory: 4 bytes each up to 1 GiB in all, then 2, then 1.
+    Warns: ManifoldWarning if a recall was asked for and was not found.
+
+    Cost: one pass over the latents; memory and time as the plan says. Until all is done, an earlier index stays as it was.
     """
     root = Path(workspace)
     Workspace.open(root).require_complete()
     with writing(root):
         opened = Workspace.open(root)
         manifold = load_manifold(opened)
-        store = opened.latents
-        k = rank_for(manifold, rank)
-        kind = _kind(len(store), k)
-        index = _fill(opened, manifold, k, kind, progress)
+        if plan is None:
+            plan = _plan(opened, manifold, rank, kind, memory, DEFAULT_RECALL if recall is None else recall)
+        if plan.count != len(opened.latents) or plan.k > manifold.k:
+            raise InputError(f"the plan is for {plan.count:,} rows, {root} has {len(opened.latents):,}; plan it again")
         from . import faiss_io
+        from .search import Searcher
 
-        with atomic_path(opened.index_path) as path:
-            faiss_io.write_index(index, path)
-        card = {
+        card: dict[str, Any] = {
             "schema": INDEX_SCHEMA,
-            "kind": kind,
+            "kind": plan.kind,
             "metric": "L2 between eigen-coordinates, then exact L2 between latents",
-            "count": len(store),
-            "d": store.d,
-            "k": k,
-            "variance_kept": float(manifold.eigvals[:k].sum()) / manifold.total_variance,
-            "index_sha256": sha256_file(opened.index_path),
-            "index_bytes": opened.index_path.stat().st_size,
+            "count": plan.count,
+            "d": opened.latents.d,
+            "k": plan.k,
+            "variance_kept": float(manifold.eigvals[: plan.k].sum()) / manifold.total_variance,
             "stats_sha256": sha256_file(opened.stats_path),
             "latents_sha256": latents_checksum(opened),
             "encoder": opened.manifest.recipe.encoder.id,
             "faiss": faiss_io.version(),
+            "candidates": CANDIDATES,
+            "plan": asdict(plan),
         }
+        truth = Truth(manifold, opened.latents, plan.k)
+        with atomic_path(opened.index_path) as path:
+            empty = _trained(opened, manifold, plan)
+            index = _filled(opened, empty, plan, truth, path, progress)
+            effort = card["effort"] = calibrate(index, truth, plan)
+            if plan.kind in INVERTED:
+                # The lists are in the file already; the number of them to probe stands before them.
+                faiss_io.set_effort(empty, effort or 1)
+                with path.open("r+b") as file:
+                    file.write(faiss_io.empty_file(empty, plan.count))
+            else:
+                faiss_io.write_index(index, path)
+            card["index_sha256"], card["index_bytes"] = sha256_file(path), path.stat().st_size
+            card["recall"] = measure_recall(Searcher(opened, manifold, index, card), truth, progress=progress)
         write_json(opened.index_card_path, card)
+    if plan.target_recall and recall is not None:
+        _warn_below(card, recall)
     return card
 
 
@@ -80,24 +130,75 @@ def latents_checksum(workspace: Workspace) -> str:
     return hashlib.sha256("".join(shard.latents_sha256 for shard in workspace.manifest.shards).encode()).hexdigest()
 
 
-def _kind(count: int, k: int) -> str:
-    """The finest quantiser whose coordinates stay within a gigabyte; beyond that one byte each."""
-    sizes = {"Flat": 4, "SQfp16": 2, "SQ8": 1}
-    fitting = [kind for kind, size in sizes.items() if size * count * k <= _IN_MEMORY_BYTES]
-    return fitting[0] if fitting else "SQ8"
+def _plan(
+    workspace: Workspace,
+    manifold: GaussianManifold,
+    rank: int | None,
+    kind: str | None,
+    memory: int | str,
+    recall: float,
+) -> Plan:
+    return plan_index(
+        len(workspace.latents), manifold.d, manifold.eigvals.double().numpy(), memory, recall, kind, rank, manifold.tail_var
+    )  # fmt: skip
 
 
-def _fill(workspace: Workspace, manifold: GaussianManifold, k: int, kind: str, progress: Progress) -> Any:
+def _trained(workspace: Workspace, manifold: GaussianManifold, plan: Plan) -> Any:
+    """The planned index without rows, trained on rows spread evenly over the collection."""
     from . import faiss_io
 
-    store = workspace.latents
-    index = faiss_io.new_index(manifold.mean.float().numpy(), manifold.eigvecs[:, :k].float().numpy(), kind)
-    rows = max(1, _BATCH_BYTES // (4 * store.d))
-    if not index.is_trained:
-        spread = np.linspace(0, len(store) - 1, min(len(store), rows), dtype=np.int64)
-        index.train(store.read(spread).astype(np.float32))
-    progress("index", 0, len(store))
-    for batch in store.batches(rows):
-        index.add(batch.astype(np.float32))
-        progress("index", index.ntotal, len(store))
+    index = faiss_io.new_index(
+        manifold.mean.float().numpy(),
+        manifold.eigvecs[:, : plan.k].float().numpy(),
+        plan.kind,
+        eigvals=manifold.eigvals[: plan.k].double().numpy(),
+        lists=plan.lists,
+        groups=plan.groups,
+        bits=plan.bits,
+    )
+    if plan.training_rows:
+        spread = np.linspace(0, plan.count - 1, plan.training_rows, dtype=np.int64)
+        sample = np.empty((plan.training_rows, plan.k), dtype=np.float32)
+        for start in range(0, plan.training_rows, plan.batch_rows):
+            chosen = spread[start : start + plan.batch_rows]
+            sample[start : start + len(chosen)] = faiss_io.eigen_coordinates(index, workspace.latents.read(chosen))
+        faiss_io.train(index, sample)
     return index
+
+
+def _filled(workspace: Workspace, index: Any, plan: Plan, truth: Truth, path: Path, progress: Progress) -> Any:
+    """The index with all rows: itself, or one whose lists are in the file at `path`."""
+    from . import faiss_io
+
+    def rows() -> Iterator[np.ndarray]:
+        done = 0
+        progress("index", 0, plan.count)
+        for batch in workspace.latents.batches(plan.batch_rows):
+            coords = faiss_io.eigen_coordinates(index, batch)
+            truth.update(batch, coords, done)
+            yield coords
+            done += len(batch)
+            progress("index", done, plan.count)
+
+    if plan.kind in INVERTED:
+        header = faiss_io.empty_file(index, plan.count)
+        spool = path.with_name(f"{TEMPORARY_PREFIX}codes")
+        encoded = (faiss_io.assign_and_encode(index, coords) for coords in rows())
+        write_inverted_file(path, header, plan.lists, encoded, spool)
+        return faiss_io.read_index(path)
+    for coords in rows():
+        faiss_io.take(index, coords)
+    return index
+
+
+def _warn_below(card: dict[str, Any], wanted: float) -> None:
+    """Say so where even the upper end of the interval lies below what was asked for."""
+    cells = [cell for cell in card["recall"]["cells"] if cell["question"] == "endpoint"]
+    worst = min(cells, key=lambda cell: cell["recall_at_10"], default=None)
+    if worst is not None and worst["recall_at_10_interval"][1] < wanted:
+        warnings.warn(
+            f"recall@10 of endpoints at sigma {worst['sigma']:.3g} is {worst['recall_at_10']:.3f}, {wanted:g} was asked for; "
+            f"build again with more coordinates than --rank {card['k']}, or with more --memory",
+            ManifoldWarning,
+            stacklevel=3,
+        )

@@ -135,21 +135,12 @@ def test_the_index_alone_reconstructs_latents(root, latents):
 
 
 @pytest.mark.parametrize("kind", ["Flat", "SQfp16", "SQ8"])
-def test_every_quantiser_brings_the_same_neighbours(root, latents, kind, monkeypatch):
-    import index.build
-
-    monkeypatch.setattr(index.build, "_kind", lambda count, k: kind)
-    assert build_index(root, rank=20)["kind"] == kind
+def test_every_quantiser_brings_the_same_neighbours(root, latents, kind):
+    assert build_index(root, rank=20, kind=kind)["kind"] == kind
     queries = torch.from_numpy(latents[::80]).float()
     hits = Searcher.open(root).search(queries, k=5)
     distances = np.square(latents[::80].astype(np.float64)[:, None] - latents.astype(np.float64)[None]).sum(2)
     np.testing.assert_array_equal(hits.ids, np.argsort(distances, axis=1)[:, :5])
-
-
-def test_quantiser_is_chosen_by_the_memory_it_takes():
-    from index.build import _kind
-
-    assert [_kind(count, 256) for count in (10**5, 2 * 10**6, 10**7)] == ["Flat", "SQfp16", "SQ8"]
 
 
 @pytest.mark.parametrize("question", ["source", "target", "endpoint"])

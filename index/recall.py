@@ -1,0 +1,252 @@
+"""How much of the truth an index returns: measured on held-out states against brute force, and kept in its card.
+
+Two sorts of queries are made from seeded rows of the collection. Noisy states x_t = x0 + sigma eps at three levels of the
+spectrum: those at which three quarters, one half and one quarter of the variance are decided,
+sum lambda^2 / (lambda + sigma^2) = share * sum lambda. And clean latents that are not in the collection: draws from the
+Gaussian posterior p(x0 | x_t) at the middle level. For each the true neighbours under the metric of the question are found
+from the full latents, in the same pass that fills the index, and compared with what `Searcher.search` returns.
+
+recall@10 is the mean share of the 10 true neighbours returned, recall@1 how often the first is the truth's first. Rows as
+near as those count as found. Intervals are Wilson's at 95 %, with one trial for each query: neighbours of one query are not
+independent.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifold.gaussian import GaussianManifold
+
+from .latents import LatentStore
+from .plan import CANDIDATES, Plan
+from .progress import Progress, silent
+
+if TYPE_CHECKING:
+    from .search import Searcher
+
+__all__ = ["Cell", "Truth", "calibrate", "measure_recall", "noise_levels", "wilson"]
+
+_SHARES = (0.75, 0.5, 0.25)
+_QUERIES = 40
+_CALIBRATING = 32
+_NEIGHBOURS = 10
+_MARGIN = 10
+"""More neighbours kept in float32 than needed, to be ranked in float64 at the end."""
+_LIMIT_S = 120.0
+_EQUAL = 1e-5
+_ENOUGH = 0.005
+
+
+@dataclass(frozen=True)
+class Cell:
+    """States of one sort that are asked one question."""
+
+    question: Literal["endpoint", "target"]
+    sigma: float
+    """Noise of the states, with alpha = 1; 0 for clean ones."""
+    states: Tensor
+    """(m, d) float32."""
+    for_calibration: bool = False
+
+
+class Truth:
+    """Exact neighbours of held-out states, found batch by batch.
+
+    Arguments
+        manifold: fitted to the collection. store: its latents. k: coordinates of the index, which define `target`'s metric.
+        seed: of rows and noise.
+
+    Cost: for each batch one product of (rows, d) by (d, 312), float32; the statistics' own basis for the queries.
+    """
+
+    def __init__(self, manifold: GaussianManifold, store: LatentStore, k: int, seed: int = 0) -> None:
+        self.manifold = manifold
+        self._store = store
+        self.neighbours = min(_NEIGHBOURS, len(store))
+        self.cells = _cells(manifold, store, seed)
+        outside = manifold.d - k
+        eigvals = manifold.eigvals[:k].double()
+        beyond = max(manifold.total_variance - float(eigvals.sum()), 0.0) / outside if outside else 0.0
+        self._vectors = manifold.eigvecs[:, :k].double()
+        self._mean = manifold.mean.double()
+        self._metrics: list[tuple[Tensor, float]] = []
+        self._centres: list[Tensor] = []
+        pulls = []
+        for cell in self.cells:
+            flat, s2 = cell.states, cell.sigma**2
+            if cell.question == "target":
+                weights, outer = (eigvals / (eigvals + s2)) ** 2, (beyond / (beyond + s2)) ** 2 if s2 else 1.0
+                centre = flat.double() - self._mean
+            else:
+                weights, outer = torch.ones_like(eigvals), 1.0
+                ends = flat if not cell.sigma else manifold.endpoint(flat, 1.0, cell.sigma)
+                centre = ends.double() - self._mean
+            self._metrics.append((weights, outer))
+            self._centres.append(centre)
+            pulls.append((outer * centre + ((centre @ self._vectors) * (weights - outer)) @ self._vectors.T).float())
+        self._pulls = torch.cat(pulls)
+        self._best = torch.full((len(self._pulls), self.neighbours + _MARGIN), torch.inf)
+        self._ids = torch.full(self._best.shape, -1, dtype=torch.int64)
+
+    def update(self, batch: np.ndarray, coords: np.ndarray, start: int) -> None:
+        """Look at rows `start` to before `start + m`: latents (m, d), and their first k eigen-coordinates (m, k)."""
+        centred = torch.from_numpy(batch).float() - self.manifold.mean.float()
+        inside = torch.from_numpy(coords).square()
+        norms = centred.square().sum(1)
+        squared = self._pulls @ centred.T
+        squared.mul_(-2)
+        place = 0
+        for cell, (weights, outer) in zip(self.cells, self._metrics, strict=True):
+            own = outer * norms + inside @ (weights - outer).float()
+            squared[place : place + len(cell.states)] += own
+            place += len(cell.states)
+        numbers = torch.arange(start, start + len(batch)).expand(len(squared), -1)
+        self._best, chosen = torch.cat([self._best, squared], 1).topk(self._best.shape[1], largest=False)
+        self._ids = torch.cat([self._ids, numbers], 1).gather(1, chosen)
+
+    def of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The true neighbours of cell `number`: row numbers and distances, (m, 10) each, nearest first."""
+        weights, outer = self._metrics[number]
+        first = sum(len(cell.states) for cell in self.cells[:number])
+        ids, distances = [], []
+        for centre, found in zip(self._centres[number], self._ids[first:], strict=False):
+            rows = found[found >= 0].numpy()
+            difference = centre + self._mean - torch.from_numpy(self._store.read(rows)).double()
+            squared = outer * difference.square().sum(1) + (difference @ self._vectors).square() @ (weights - outer)
+            far = squared.clamp_min(0).sqrt().numpy()
+            order = np.lexsort((rows, far))[: self.neighbours]
+            ids.append(rows[order])
+            distances.append(far[order])
+        return np.array(ids), np.array(distances)
+
+    def centres(self, number: int) -> np.ndarray:
+        """What the index is searched with in an `endpoint` cell, (m, d) float32."""
+        return (self._centres[number] + self._mean).float().numpy()
+
+
+def noise_levels(manifold: GaussianManifold) -> list[float]:
+    """The sigmas at which 75, 50 and 25 % of the variance are decided; by bisection of a falling function."""
+    eigvals = np.concatenate(
+        [manifold.eigvals.double().numpy(), np.full(manifold.d - manifold.k, manifold.tail_var, dtype=np.float64)]
+    )
+    total = float(eigvals.sum())
+    if not total > 0:
+        return [1.0]
+    levels = []
+    for share in _SHARES:
+        low, high = float(np.log(1e-6 * eigvals.max())), float(np.log(1e6 * eigvals.max()))
+        for _ in range(60):
+            middle = (low + high) / 2
+            decided = float((eigvals**2 / (eigvals + np.exp(middle))).sum()) / total
+            low, high = (middle, high) if decided > share else (low, middle)
+        levels.append(float(np.exp(low / 2)))
+    return levels
+
+
+def _cells(manifold: GaussianManifold, store: LatentStore, seed: int) -> list[Cell]:
+    generator = torch.Generator().manual_seed(seed)
+    levels = noise_levels(manifold)
+    middle = levels[len(levels) // 2]
+
+    def noisy(sigma: float, m: int) -> Tensor:
+        rows = torch.randint(len(store), (m,), generator=generator).numpy()
+        x0 = torch.from_numpy(store.read(rows)).float()
+        return x0 + sigma * torch.randn(x0.shape, generator=generator)
+
+    def clean(m: int) -> Tensor:
+        return manifold.posterior(noisy(middle, m), 1.0, middle).sample(1, generator)[0].float()
+
+    cells = [Cell("endpoint", 0.0, clean(_QUERIES))]
+    for sigma in levels:
+        states = noisy(sigma, _QUERIES)
+        cells += [Cell("endpoint", sigma, states), Cell("target", sigma, states)]
+    return [*cells, Cell("endpoint", 0.0, clean(_CALIBRATING), for_calibration=True)]
+
+
+def calibrate(index: Any, truth: Truth, plan: Plan) -> int | None:
+    """Set how far an index looks: the least that reaches the recall wanted, or nearly all that it can reach.
+
+    Judged by the true neighbours of clean held-out latents among the candidates, on queries that the report does not use.
+
+    Returns: inverted lists probed, or nodes kept of a graph; None for a scan, which has no such choice.
+    """
+    from . import faiss_io
+
+    most = plan.lists or 1024
+    if not faiss_io.set_effort(index, 1):
+        return None
+    number = next(i for i, cell in enumerate(truth.cells) if cell.for_calibration)
+    ids, _ = truth.of(number)
+    wanted = min(CANDIDATES * truth.neighbours, plan.count)
+    efforts = sorted({most, *(2**power for power in range(0 if plan.lists else 5, 20) if 2**power < most)})
+    reached = []
+    for effort in efforts:
+        faiss_io.set_effort(index, effort)
+        found = faiss_io.nearest(index, truth.centres(number), wanted)
+        reached.append(float(np.mean([np.isin(true, near).mean() for true, near in zip(ids, found, strict=True)])))
+        if reached[-1] >= plan.target_recall:
+            break
+    enough = min(plan.target_recall, max(reached) - _ENOUGH)
+    chosen = next(effort for effort, share in zip(efforts, reached, strict=False) if share >= enough)
+    faiss_io.set_effort(index, chosen)
+    return chosen
+
+
+def measure_recall(searcher: Searcher, truth: Truth, *, progress: Progress = silent) -> dict[str, Any]:
+    """Compare what a search returns with the truth.
+
+    Returns: the report of the card: for each question and noise level, and for all states together, recall@1 and recall@10
+        with their intervals. Cells that would take more than two minutes in all are left out and named.
+    """
+    began = time.monotonic()
+    cells, left_out, firsts, shares = [], [], [], []
+    judged = [(number, cell) for number, cell in enumerate(truth.cells) if not cell.for_calibration]
+    for done, (number, cell) in enumerate(judged):
+        progress("recall", done, len(judged))
+        name = f"{cell.question} at sigma {cell.sigma:.4g}"
+        if time.monotonic() - began > _LIMIT_S:
+            left_out.append(name)
+            continue
+        ids, distances = truth.of(number)
+        hits = searcher.search(cell.states, 1.0, cell.sigma, cell.question, k=truth.neighbours)
+        near = np.stack([np.isin(found, true) for found, true in zip(hits.ids, ids, strict=True)])
+        near |= hits.scores <= distances[:, -1:] * (1 + _EQUAL)
+        first = (hits.ids[:, 0] == ids[:, 0]) | (hits.scores[:, 0] <= distances[:, 0] * (1 + _EQUAL))
+        cells.append(asdict(_Figures.of(first, near.mean(1))) | {"question": cell.question, "sigma": cell.sigma})
+        firsts.append(first)
+        shares.append(near.mean(1))
+    progress("recall", len(judged), len(judged))
+    return {
+        "neighbours": truth.neighbours,
+        "all": asdict(_Figures.of(np.concatenate(firsts), np.concatenate(shares))),
+        "cells": cells,
+        "left_out": left_out,
+    }
+
+
+@dataclass(frozen=True)
+class _Figures:
+    queries: int
+    recall_at_1: float
+    recall_at_1_interval: tuple[float, float]
+    recall_at_10: float
+    recall_at_10_interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, first: np.ndarray, share: np.ndarray) -> _Figures:
+        one, ten, n = float(first.mean()), float(share.mean()), len(first)
+        return cls(n, one, wilson(one, n), ten, wilson(ten, n))
+
+
+def wilson(share: float, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval of a proportion; 95 % unless z is given. Source: Wilson (1927)."""
+    scale = 1 + z**2 / trials
+    middle = (share + z**2 / (2 * trials)) / scale
+    half = z / scale * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
