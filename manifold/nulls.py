@@ -26,7 +26,7 @@ _BISECTIONS = 80
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def smooth_path(x_t: Tensor, generator: torch.Generator | None = None, *, harmonics: int = 4) -> Tensor:
+def smooth_path(x_t: Tensor, generator: torch.Generator | None = None, *, harmonics: int = 16) -> Tensor:
     """Random smooth paths with the ends, the length and the pace of recorded ones.
 
         y(u) = (1 - u) x_T + u x_0 + A sum_j j^-2 sin(pi j u) g_j,   g_j random and orthogonal to x_0 - x_T
@@ -37,7 +37,7 @@ def smooth_path(x_t: Tensor, generator: torch.Generator | None = None, *, harmon
     Arguments
         x_t: (L, n, d) or (L, n, C, H, W), L >= 2.
         generator: of the directions, on the CPU.
-        harmonics: bends, at least 1.
+        harmonics: bends, at least 1; they and the chord are all the dimensions that a path has.
 
     Returns: of the shape of `x_t`, float64. The ends are those of `x_t` to the last bit. Chords within a step are shorter
         than the arc, so the summed steps are a little shorter than recorded ones where steps are few.
