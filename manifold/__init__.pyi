@@ -33,3 +33,4 @@ from .recording import Recording as Recording
 from .recording import record as record
 from .schedule import NoiseSchedule as NoiseSchedule
 from .selection import fit_auto as fit_auto
+from .teleport import Teleported as Teleported

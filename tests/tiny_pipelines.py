@@ -88,7 +88,7 @@ class ExactGaussian(nn.Module):
         self.mean, self.covariance = mean.double(), covariance.double()
         self.squared = None if "FlowMatch" in type(scheduler).__name__ else scheduler.alphas_cumprod.double()
         self.config = SimpleNamespace(sample_size=mean.shape[-1], in_channels=len(mean), num_class_embeds=None)
-        self.dtype, self.calls = torch.float32, 0
+        self.dtype, self.device, self.calls = torch.float32, torch.device("cpu"), 0
 
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None, return_dict: bool = True) -> Any:
         self.calls += 1
