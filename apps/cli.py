@@ -403,6 +403,37 @@ def explore(
     serve([workspace, *(compare or [])], port=port)
 
 
+@app.command("train-demo")
+def train_demo(
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", metavar="IMAGES", help="Labelled images, such as CIFAR-10 as parquet with a column `label`."
+        ),
+    ],
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the training state and the finished model.")
+    ] = Path("demo-model"),
+    autoencoder_steps: Annotated[int, typer.Option(help="Steps of 32 images for the autoencoder.")] = 12_000,
+    denoiser_steps: Annotated[int, typer.Option(help="Steps of 256 images for the denoiser.")] = 60_000,
+    minutes: Annotated[float | None, typer.Option(help="Stop the denoiser after so many minutes.")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Train the small latent diffusion model that ships with the project; run again to train on.
+
+    Example: manifold train-demo --data cifar10-train.parquet -o demo-model
+    """
+    from .console import long_work, out
+    from .training.run import train_demo as train
+
+    with long_work() as progress:
+        painter = train(
+            data, folder, autoencoder_steps=autoencoder_steps, denoiser_steps=denoiser_steps, minutes=minutes,
+            device=device, progress=progress,
+        )  # fmt: skip
+    out.print(f"{painter}: the model, its card README.md, and a gallery of its pictures")
+
+
 @app.command()
 def demo(
     workspace: Annotated[

@@ -1,0 +1,86 @@
+"""The demo model's autoencoder: 32 x 32 colours to 4 x 8 x 8 latents and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .images import TrainingImages
+from .loop import Losses, Settings
+
+__all__ = ["SETTINGS", "autoencoder_losses", "build_autoencoder", "encode_latents", "set_scaling"]
+
+SETTINGS = Settings(batch_size=32, learning_rate=1e-3, plateau_steps=2_000)
+_KL_WEIGHT = 2e-4
+_EDGE_WEIGHT = 0.5
+
+
+def build_autoencoder() -> Any:
+    """A randomly initialised AutoencoderKL of 1.4 million parameters."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 32, 96),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=16,
+        sample_size=32,
+    )
+
+
+def autoencoder_losses(images: TrainingImages, batch_size: int) -> Callable[[Any, torch.Generator], Losses]:
+    """Absolute error of pixels and of their differences, and the divergence of the posterior from N(0, 1).
+
+    Pixels alone would be served best by the median of what is possible, which is a blur; differences between neighbouring
+    pixels make edges count.
+    """
+
+    def losses(network: Any, generator: torch.Generator) -> Losses:
+        device = next(network.parameters()).device
+        x0 = images.batch(batch_size, generator)[0].to(device)
+        posterior = network.encode(x0).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        noise = torch.randn(mean.shape, generator=generator).to(device)
+        painted = network.decode(mean + std * noise).sample.float()
+        pixels = (painted - x0).abs().mean()
+        edges = sum((painted.diff(dim=dim) - x0.diff(dim=dim)).abs().mean() for dim in (-1, -2)) / 2
+        divergence = (mean.square() + std.square() - 1 - 2 * std.log()).mean() / 2
+        return {
+            "loss": pixels + _EDGE_WEIGHT * edges + _KL_WEIGHT * divergence,
+            "squared_error": (painted - x0).square().mean(),
+            "kl_nats": divergence,
+        }
+
+    return losses
+
+
+@torch.no_grad()
+def set_scaling(network: Any, images: TrainingImages, count: int = 8_192) -> None:
+    """Write the shift and scale that give latents of mean 0 and variance 1 into the model's configuration."""
+    generator = torch.Generator().manual_seed(0)
+    device = next(network.parameters()).device
+    means = torch.cat(
+        [network.encode(images.batch(256, generator)[0].to(device)).latent_dist.mean for _ in range(count // 256)]
+    )
+    network.register_to_config(shift_factor=float(means.mean()), scaling_factor=1 / float(means.std()))
+
+
+def encode_latents(network: Any, images: TrainingImages, batch: int = 500) -> tuple[Tensor, Tensor]:
+    """Scaled posterior mean and standard deviation of every image and of its mirror image, (2 n, 4, 8, 8) float16."""
+    config, device = network.config, next(network.parameters()).device
+    means, widths = [], []
+    with torch.inference_mode():
+        for mirrored in (False, True):
+            for chunk in images.pixels.split(batch):
+                x0 = chunk.float() / 127.5 - 1
+                posterior = network.encode((x0.flip(-1) if mirrored else x0).to(device)).latent_dist
+                means.append(((posterior.mean - config.shift_factor) * config.scaling_factor).half().cpu())
+                widths.append((posterior.std * config.scaling_factor).half().cpu())
+    return torch.cat(means), torch.cat(widths)

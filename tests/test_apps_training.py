@@ -1,0 +1,184 @@
+"""Training of the demo model: resuming changes nothing, the average is the one stated, the loss is the velocity's."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from images import encoded
+from manifold_apps.training.denoiser import build_scheduler, denoiser_losses
+from manifold_apps.training.images import load_training_images
+from manifold_apps.training.loop import Settings, Trainer, _exponent
+from manifold_apps.training.run import train_demo
+from torch import nn
+
+from manifold.demo_model import load_demo_model, load_gallery
+from manifold.errors import InputError, MismatchError, NonFiniteError
+
+SETTINGS = Settings(batch_size=8, learning_rate=1e-2, warmup_steps=3, plateau_steps=5)
+
+
+def line_losses(network, generator):
+    x = torch.randn(8, 3, generator=generator)
+    wanted = x @ torch.tensor([[1.0], [-2.0], [0.5]])
+    return {"loss": (network(x).float() - wanted).square().mean()}
+
+
+def trainer(folder, settings=SETTINGS, losses=line_losses):
+    torch.manual_seed(0)
+    return Trainer(nn.Linear(3, 1), losses, folder, settings, "line")
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
+    whole = trainer(tmp_path / "whole")
+    whole.run(40)
+    broken = trainer(tmp_path / "broken")
+    broken.run(13)
+    again = trainer(tmp_path / "broken")
+    assert again.step == 13
+    again.run(40)
+    for ours, theirs in zip(again.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(again.average.parameters(), whole.average.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_kept_weights_are_the_power_function_average_of_all_weights(tmp_path):
+    seen = []
+
+    def watched(network, generator):
+        seen.append(network.weight.detach().clone().double())
+        return line_losses(network, generator)
+
+    run = trainer(tmp_path, losses=watched)
+    run.run(30)
+    seen = [*seen[1:], run.network.weight.detach().double()]
+    gamma = _exponent(SETTINGS.average_width)
+    # Written out: after step t the average is (1 - beta_t) theta_t + beta_t average, beta_t = (1 - 1 / t)^(gamma + 1).
+    weights = np.array(
+        [
+            (1 - (1 - 1 / step) ** (gamma + 1))
+            * math.prod((1 - 1 / later) ** (gamma + 1) for later in range(step + 1, 31))
+            for step in range(1, 31)
+        ]
+    )
+    assert weights.sum() == pytest.approx(1)
+    expected = sum(weight * value for weight, value in zip(weights, seen, strict=True))
+    torch.testing.assert_close(run.average.weight.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_width_of_the_average_is_the_one_asked_for():
+    gamma = _exponent(0.1)
+    t = np.linspace(0, 1, 200_001)
+    density = t**gamma / (t**gamma).sum()
+    mean = (density * t).sum()
+    assert math.sqrt((density * (t - mean) ** 2).sum()) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_learning_rate_rises_stays_and_falls_with_the_root(tmp_path):
+    run = trainer(tmp_path)
+    rates = []
+    for run.step in (0, 2, 5, 20, 80):
+        rates.append(run._learning_rate() / SETTINGS.learning_rate)
+    assert rates == pytest.approx([1 / 3, 1, 1, 0.5, 0.25])
+
+
+def test_the_log_counts_steps_and_images(tmp_path):
+    trainer(tmp_path).run(250)
+    lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [100, 200, 250]
+    assert lines[-1]["images"] == 2000
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_other_settings_are_refused_and_a_broken_loss_stops(tmp_path):
+    trainer(tmp_path).run(5)
+    with pytest.raises(MismatchError, match="other settings"):
+        trainer(tmp_path, Settings(batch_size=8, learning_rate=1e-3))
+    with pytest.raises(NonFiniteError, match="step 5"):
+        trainer(tmp_path, losses=lambda network, _: {"loss": network.weight.sum() * math.nan}).run(6)
+
+
+def test_the_velocity_loss_is_that_of_the_papers_formula():
+    """A network that answers for the exact velocity of a point mass has no loss; one that answers 0 has E v^2."""
+    latents = torch.full((4, 4, 8, 8), 0.5)
+    losses = denoiser_losses(latents, torch.zeros_like(latents), torch.zeros(4, dtype=torch.int64), 1, 64)
+    alphas_cumprod = build_scheduler().alphas_cumprod
+
+    class Exact(nn.Module):
+        def __init__(self, error):
+            super().__init__()
+            self.error = nn.Parameter(torch.tensor(error))
+
+        def forward(self, x_t, timesteps, class_labels):
+            alpha = alphas_cumprod[timesteps].sqrt()[:, None, None, None]
+            sigma = (1 - alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
+            eps = (x_t - alpha * 0.5) / sigma
+            return type("Output", (), {"sample": alpha * eps - sigma * 0.5 + self.error})()
+
+    for error in (0.0, 0.3):
+        loss = losses(Exact(error), torch.Generator().manual_seed(0))["loss"]
+        assert float(loss.detach()) == pytest.approx(error**2, abs=1e-4)
+
+
+def write_labelled(path, count=24, labels=True):
+    rng = np.random.default_rng(0)
+    rows = {"image": [encoded(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(count)]}
+    if labels:
+        rows["label"] = [row % 3 for row in range(count)]
+    pq.write_table(pa.table(rows), path)
+
+
+def test_images_are_drawn_in_range_with_their_labels(tmp_path):
+    write_labelled(tmp_path / "some.parquet")
+    images = load_training_images(tmp_path / "some.parquet", 32)
+    assert images.classes == 3
+    assert images.pixels.shape == (24, 3, 32, 32)
+    x0, labels = images.batch(50, torch.Generator().manual_seed(0))
+    originals = images.pixels.float() / 127.5 - 1
+    for image, label in zip(x0, labels, strict=True):
+        same = [
+            row
+            for row in range(24)
+            if torch.equal(originals[row], image) or torch.equal(originals[row], image.flip(-1))
+        ]
+        assert len(same) == 1
+        assert images.labels[same[0]] == label
+
+
+def test_images_without_labels_are_refused(tmp_path):
+    write_labelled(tmp_path / "bare.parquet", labels=False)
+    with pytest.raises(InputError, match="has no labels"):
+        load_training_images(tmp_path / "bare.parquet", 32)
+
+
+# diffusers' multistep solvers hand a torch tensor to np.array in the old way.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.slow
+def test_training_makes_a_pipeline_that_opens_and_a_gallery_that_can_be_painted_again(tmp_path):
+    write_labelled(tmp_path / "some.parquet")
+    painter = train_demo(
+        tmp_path / "some.parquet", tmp_path / "run", autoencoder_steps=2, denoiser_steps=2, gallery=6, device="cpu"
+    )
+    pipeline = load_demo_model(painter)
+    assert pipeline.classes == 3
+    gallery = load_gallery(painter / "gallery.safetensors")
+    assert gallery.latents.shape == (6, 4, 8, 8)
+    assert gallery.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    from diffusers import DPMSolverMultistepScheduler
+
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    again = pipeline(
+        int(gallery.labels[4]),
+        generator=torch.Generator().manual_seed(4),
+        num_inference_steps=int(gallery.recipe["steps"]),
+        guidance_scale=float(gallery.recipe["guidance_scale"]),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(again[0], gallery.latents[4].float(), rtol=2e-2, atol=2e-2)
+    card = (painter / "README.md").read_text()
+    assert "24 images of some.parquet" in card
+    assert (painter / "samples.png").is_file()
