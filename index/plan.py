@@ -35,9 +35,9 @@ _LEAST_RANK, _MOST_RANK, _RANK_STEP = 16, 256, 8
 _SCAN_UP_TO = 2_000_000
 _GRAPH_BYTES = 274
 """HNSW32: 64 links at the bottom, a few above, and their offsets."""
-_ROWS_A_LIST = 64
+_ROWS_A_LIST = 40
 _BATCH_SHARE, _BATCH_BYTES = 1 / 16, (2**20, 64 * 2**20)
-_PQ_ROWS = 65_536
+_PQ_ROWS, _PQ_CENTROIDS = 65_536, 256
 _BRUTE_FORCE_BYTES = 3 * 4 * 320
 """For each row of a batch: distances to the held-out queries of the recall report."""
 # Mean square error of a stored coordinate, as a share of the variance of what it is coded with; measured on normal rows.
@@ -125,6 +125,10 @@ def plan_index(
         raise InputError(f"the recall wanted must lie between 0 and 1, it is {recall}")
     if kind is not None and kind not in get_args(Kind):
         raise InputError(f"the kind of index must be one of {', '.join(get_args(Kind))}, it is {kind!r}")
+    if kind == "IVF-PQ" and count < _PQ_CENTROIDS:
+        raise InputError(
+            f"IVF-PQ learns from at least {_PQ_CENTROIDS} rows, there are {count}; choose another kind, such as SQ8"
+        )
     if count < 1:
         raise InputError("an index needs at least one row")
     if rank is not None and not 1 <= rank <= len(eigvals):
@@ -212,11 +216,11 @@ def _plan(kind: str, bits: int, k: int, count: int, d: int, spectrum: np.ndarray
     sample = 0 if kind in ("Flat", "SQfp16", "HNSW") else min(max(_ROWS_A_LIST * lists, _PQ_ROWS), count)
     rotation = 4 * k * k if bits else 0
     basis = 4 * d * (k + 1) + rotation
-    centroids = 4 * k * lists + (4 * 256 * k if groups else 0) + (8 * k if kind.endswith("SQ8") else 0)
+    centroids = 4 * k * lists + (4 * _PQ_CENTROIDS * k if groups else 0) + (8 * k if kind.endswith("SQ8") else 0)
     row_bytes = code + (8 if inverted else 0) + (_GRAPH_BYTES if kind == "HNSW" else 0)
     index_bytes = basis + centroids + 16 * lists + count * row_bytes
-    # The sample once as it is read and once as it is trained on; a batch as stored, in float32, centred, and projected.
-    training = sample * k * 4 * 2
+    # The sample, and its copy where coordinates are rearranged; a batch as stored, in float32, centred, and projected.
+    training = sample * k * 4 * (2 if groups or bits else 1)
     least, most = _BATCH_BYTES
     rows = min(count, max(1, min(max(int(_BATCH_SHARE * allowed), least), most) // (4 * d)))
     batch = rows * (10 * d + 8 * k + _BRUTE_FORCE_BYTES)

@@ -1,0 +1,136 @@
+"""Indices of every kind in a workspace: they answer every question, and leave nothing behind when stopped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_workspace
+
+from index import faiss_io
+from index.build import build_index, plan_workspace
+from index.fit import fit_workspace
+from index.search import Searcher
+from index.verify import verify_workspace
+from manifold.errors import FormatError, InputError, ManifoldWarning
+
+N, D = 3000, 48
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    latents = (rng.standard_normal((N, D)) * np.sqrt(1 / np.arange(1, D + 1))).astype(np.float16)
+    root = make_workspace(tmp_path_factory.mktemp("build") / "ws", latents, shape=(3, 4, 4), shard_rows=1300).root
+    fit_workspace(root)
+    return root
+
+
+@pytest.fixture
+def latents(fitted) -> np.ndarray:
+    return np.concatenate([np.load(path) for path in sorted((fitted / "latents").iterdir())]).astype(np.float64)
+
+
+def present(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "index").iterdir()) if (root / "index").exists() else []
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_every_kind_answers_every_question(fitted, latents, kind):
+    card = build_index(fitted, kind=kind, rank=32)
+    assert (card["kind"], card["k"], card["plan"]["kind"]) == (kind, 32, kind)
+    assert present(fitted) == ["image.index", "image.json"]
+    assert json.loads((fitted / "index" / "image.json").read_text()) == json.loads(json.dumps(card))
+    assert verify_workspace(fitted).whole
+    searcher = Searcher.open(fitted)
+    rng = np.random.default_rng(1)
+    clean = torch.from_numpy(rng.standard_normal((30, D)) * np.sqrt(1 / np.arange(1, D + 1))).float()
+    far = np.square(clean.double().numpy()[:, None] - latents[None]).sum(2)
+    found = searcher.search(clean, k=10).ids
+    recall = np.mean([np.isin(np.argsort(row)[:10], ids).mean() for row, ids in zip(far, found, strict=True)])
+    assert recall > 0.97
+    assert card["recall"]["all"]["recall_at_10"] > 0.97
+    rows = [5, 700, 2999]
+    noisy = torch.from_numpy(latents[rows]).float() + 0.05 * torch.randn(
+        3, D, generator=torch.Generator().manual_seed(0)
+    )
+    for question in ("source", "target", "endpoint"):
+        assert searcher.search(noisy, 1.0, 0.05, question, k=3).ids[:, 0].tolist() == rows
+    assert searcher.search(noisy[:1], k=N + 5).ids.shape == (1, N)
+    assert sorted(searcher.search(noisy[:1], k=N).ids[0].tolist()) == list(range(N))
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_equal_builds_give_equal_bytes(fitted, kind):
+    first = build_index(fitted, kind=kind, rank=16)
+    content = (fitted / "index" / "image.index").read_bytes()
+    assert build_index(fitted, kind=kind, rank=16) == first
+    assert (fitted / "index" / "image.index").read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+@pytest.mark.parametrize("stage", ["index", "recall"])
+def test_a_stopped_build_leaves_nothing_of_itself(fitted, kind, stage, monkeypatch):
+    """Neither half a file nor a changed earlier index, wherever it stops; memory so small that there are several batches."""
+    build_index(fitted, kind="SQ8", rank=8)
+    before = {path.name: path.read_bytes() for path in (fitted / "index").iterdir()}
+
+    def stop(at: str, done: int, total: int) -> None:
+        if at == stage and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index(fitted, kind=kind, rank=16, memory="40M", progress=stop)
+    assert {path.name: path.read_bytes() for path in (fitted / "index").iterdir()} == before
+    Searcher.open(fitted)
+
+
+def test_what_a_killed_build_left_is_swept_away(fitted):
+    build_index(fitted, kind="SQ8", rank=8)
+    for name in (".tmp-image.index", ".tmp-codes"):
+        (fitted / "index" / name).write_bytes(b"half")
+    build_index(fitted, kind="IVF-SQ8", rank=8)
+    assert present(fitted) == ["image.index", "image.json"]
+
+
+@pytest.mark.parametrize("kind", ["RaBitQ", "HNSW", "IVF-PQ"])
+def test_damaged_files_are_refused_before_they_are_mapped(fitted, kind):
+    build_index(fitted, kind=kind, rank=16)
+    path = fitted / "index" / "image.index"
+    sound = path.read_bytes()
+    for damaged in (sound[:-100], sound[:50], b"", sound[:-1] + bytes([sound[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError, match=r"image.index is damaged, or belongs to another card"):
+            Searcher.open(fitted)
+    path.write_bytes(sound)
+    Searcher.open(fitted)
+
+
+def test_a_few_rows_can_be_indexed_by_any_kind(tmp_path, rng):
+    latents = rng.standard_normal((5, 12)).astype(np.float16)
+    root = make_workspace(tmp_path / "few", latents, shape=(3, 2, 2)).root
+    fit_workspace(root)
+    for kind in faiss_io.KINDS:
+        if kind == "IVF-PQ":
+            with pytest.raises(
+                InputError, match="IVF-PQ learns from at least 256 rows, there are 5; choose another kind"
+            ):
+                build_index(root, kind=kind)
+            continue
+        assert build_index(root, kind=kind)["count"] == 5
+        assert Searcher.open(root).search(torch.from_numpy(latents).float(), k=1).ids[:, 0].tolist() == list(range(5))
+
+
+def test_a_plan_is_built_as_it_stands(fitted, tmp_path, rng):
+    plan = plan_workspace(fitted, memory="64M", recall=0.9)
+    assert build_index(fitted, plan=plan)["plan"]["k"] == plan.k
+    other = make_workspace(tmp_path / "other", rng.standard_normal((20, D)).astype(np.float16), shape=(3, 4, 4)).root
+    fit_workspace(other)
+    with pytest.raises(InputError, match=r"the plan is for 3,000 rows, .* has 20; plan it again"):
+        build_index(other, plan=plan)
+
+
+def test_a_recall_asked_for_and_missed_is_said(fitted):
+    with pytest.warns(ManifoldWarning, match=r"recall@10 of endpoints at sigma .* is 0.*, 0.99 was asked for"):
+        build_index(fitted, rank=1, recall=0.99)

@@ -1,0 +1,114 @@
+"""Plans: what is chosen, whether the figures hold, and what is said when nothing fits."""
+
+import numpy as np
+import pytest
+from helpers import make_workspace
+
+from index import faiss_io
+from index.build import build_index, plan_workspace
+from index.fit import fit_workspace
+from index.plan import bytes_text, parse_bytes, plan_index
+from manifold.errors import InputError
+
+RANKS = 1 / np.arange(1, 4097)
+
+
+def correlated(rng, n, d):
+    return (rng.standard_normal((n, d)) * np.sqrt(1 / np.arange(1, d + 1))).astype(np.float16)
+
+
+@pytest.mark.parametrize(
+    ("count", "memory", "kind"),
+    [
+        (30, "16M", "Flat"),
+        (10**5, "1G", "Flat"),
+        (10**5, "40M", "SQfp16"),
+        (10**6, "300M", "SQ8"),
+        (10**6, "150M", "RaBitQ"),
+        (3 * 10**6, "1G", "IVF-SQ8"),
+        (10**7, "4G", "IVF-SQ8"),
+    ],
+)
+def test_the_most_precise_that_fits_is_chosen(count, memory, kind):
+    plan = plan_index(count, 4096, RANKS, memory, 0.95)
+    assert plan.kind == kind
+    assert max(plan.build_bytes, plan.search_bytes) <= parse_bytes(memory)
+
+
+def test_coordinates_grow_with_recall_and_rows_and_no_more_than_needed():
+    ranks = [plan_index(20_000, 4096, RANKS, "1G", recall).k for recall in (0.5, 0.9, 0.99, 0.999)]
+    assert ranks == sorted(set(ranks))
+    assert plan_index(10**6, 4096, RANKS, "4G", 0.9).k > plan_index(10**4, 4096, RANKS, "4G", 0.9).k
+    steep = np.exp(-np.arange(4096.0))
+    assert plan_index(10**5, 4096, steep, "1G", 0.99).k == 16
+
+
+def test_rank_and_kind_are_taken_as_asked():
+    plan = plan_index(10**5, 4096, RANKS, "1G", 0.99, kind="IVF-PQ", rank=100)
+    assert (plan.kind, plan.k, plan.groups) == ("IVF-PQ", 100, 50)
+    assert plan_index(10**5, 4096, RANKS, "1G", 0.5, kind="RaBitQ").bits == 4
+
+
+def test_known_eigenvalues_and_a_tail_are_the_whole_spectrum():
+    flat = plan_index(20_000, 1000, np.ones(300), "1G", 0.8, tail_var=1.0)
+    steep = plan_index(20_000, 1000, np.ones(300), "1G", 0.8, tail_var=0.0)
+    assert flat.expected_recall < 0.8 < steep.expected_recall
+    assert "0.8 wanted" in flat.sentence()
+    assert "wanted" not in steep.sentence()
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+@pytest.mark.parametrize("bits_rank", [24, 40])
+def test_the_file_is_as_large_as_planned(kind, bits_rank, tmp_path, rng):
+    root = make_workspace(tmp_path / "ws", correlated(rng, 3000, 48), shape=(3, 4, 4)).root
+    fit_workspace(root)
+    plan = plan_workspace(root, kind=kind, rank=bits_rank)
+    card = build_index(root, plan=plan)
+    assert card["kind"] == kind
+    assert card["index_bytes"] == pytest.approx(plan.index_bytes, rel=0.03)
+
+
+def test_what_does_not_fit_is_refused_with_what_would():
+    with pytest.raises(
+        InputError, match=r"no index of 10,000,000 rows fits into 64.0 MiB: .* needs .*; give --memory 1\d\dM$"
+    ):
+        plan_index(10**7, 4096, RANKS, "64M")
+    with pytest.raises(InputError, match=r"of kind Flat fits into 1.0 GiB.*or leave the kind to the plan"):
+        plan_index(10**8, 4096, RANKS, "1G", kind="Flat")
+    needed = plan_index(10**7, 4096, RANKS, "200M", 0.5)
+    assert needed.kind.startswith("IVF")
+
+
+def test_wrong_arguments_get_a_sentence():
+    with pytest.raises(InputError, match="recall wanted must lie between 0 and 1, it is 95"):
+        plan_index(100, 10, np.ones(10), recall=95)
+    with pytest.raises(InputError, match=r"one of Flat, .*, it is 'LSH'"):
+        plan_index(100, 10, np.ones(10), kind="LSH")
+    with pytest.raises(InputError, match="rank must lie between 1 and the manifold's 10, it is 11"):
+        plan_index(100, 10, np.ones(10), rank=11)
+    with pytest.raises(InputError, match="at least one row"):
+        plan_index(0, 10, np.ones(10))
+    for text in ("", "4X", "G", "-1G", "nan", "0"):
+        with pytest.raises(InputError, match="must be like 4G, 512M or 2000000"):
+            parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("4G", 4 * 2**30),
+        ("512m", 2**29),
+        ("1.5 GiB", 1.5 * 2**30),
+        ("10MB", 10 * 2**20),
+        ("2000000", 2 * 10**6),
+        ("3b", 3),
+    ],
+)
+def test_amounts_of_memory(text, amount):
+    assert parse_bytes(text) == amount
+
+
+def test_amounts_in_words():
+    assert [bytes_text(amount) for amount in (3, 2048, 150 * 2**20, 1.5 * 2**30, 3000 * 2**30)] == [
+        "3 B", "2.0 KiB", "150 MiB", "1.5 GiB", "3,000 GiB",
+    ]  # fmt: skip

@@ -1,0 +1,155 @@
+"""The recall report: its truth against brute force in float64, its intervals against SciPy, and that it can be bad."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_workspace
+from scipy.stats import binomtest
+
+from index import faiss_io
+from index.build import build_index
+from index.fit import fit_workspace
+from index.plan import plan_index
+from index.recall import Truth, calibrate, measure_recall, noise_levels, wilson
+from index.search import Searcher
+from index.statistics import load_manifold
+from index.workspace import Workspace
+
+K = 12
+
+
+@pytest.fixture
+def root(tmp_path, rng):
+    latents = (rng.standard_normal((900, 30)) * np.sqrt(1 / np.arange(1, 31)) + 2).astype(np.float16)
+    latents[500] = latents[20]
+    root = make_workspace(tmp_path / "ws", latents, shape=(30, 1, 1), shard_rows=400).root
+    fit_workspace(root)
+    return root
+
+
+def full_truth(root) -> Truth:
+    opened = Workspace.open(root)
+    manifold = load_manifold(opened)
+    truth = Truth(manifold, opened.latents, K)
+    start = 0
+    for batch in opened.latents.batches(170):
+        coords = (batch.astype(np.float64) - manifold.mean.double().numpy()) @ manifold.eigvecs[:, :K].double().numpy()
+        truth.update(batch, coords.astype(np.float32), start)
+        start += len(batch)
+    return truth
+
+
+def test_truth_is_brute_force_under_each_metric(root):
+    truth = full_truth(root)
+    manifold, store = truth.manifold, Workspace.open(root).latents
+    rows = store.read(range(900)).astype(np.float64)
+    vectors, eigvals = manifold.eigvecs.double().numpy(), manifold.eigvals.double().numpy()
+    mean = manifold.mean.double().numpy()
+    averaged = np.where(np.arange(30) < K, eigvals, eigvals[K:].mean())
+    assert {cell.question for cell in truth.cells} == {"endpoint", "target"}
+    for number, cell in enumerate(truth.cells):
+        states = cell.states.double().numpy()
+        s2 = cell.sigma**2
+        if cell.question == "target":
+            metric = vectors * (averaged / (averaged + s2)) @ vectors.T
+        else:
+            metric = np.eye(30)
+            states = mean + ((states - mean) @ vectors * np.sqrt(eigvals / (eigvals + s2))) @ vectors.T
+        far = np.linalg.norm((states[:, None] - rows[None]) @ metric, axis=2)
+        ids, distances = truth.of(number)
+        np.testing.assert_array_equal(ids, np.argsort(far, axis=1, kind="stable")[:, :10])
+        np.testing.assert_allclose(distances, np.sort(far, axis=1)[:, :10], rtol=1e-5)
+
+
+def test_levels_decide_the_shares_they_are_named_for(root):
+    manifold = load_manifold(Workspace.open(root))
+    eigvals = manifold.eigvals.double().numpy()
+    for sigma, share in zip(noise_levels(manifold), (0.75, 0.5, 0.25), strict=True):
+        assert (eigvals**2 / (eigvals + sigma**2)).sum() / eigvals.sum() == pytest.approx(share, abs=1e-6)
+
+
+@pytest.mark.parametrize(("found", "trials"), [(0, 10), (3, 10), (10, 10), (199, 200)])
+def test_intervals_are_wilsons(found, trials):
+    expected = binomtest(found, trials).proportion_ci(method="wilson")
+    assert wilson(found / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_the_report_says_what_a_search_finds(root):
+    card = build_index(root, rank=K)
+    report = card["recall"]
+    assert [(cell["question"], cell["queries"]) for cell in report["cells"]] == [("endpoint", 40)] + 3 * [
+        ("endpoint", 40), ("target", 40),
+    ]  # fmt: skip
+    assert report["all"]["queries"] == 280
+    assert report["left_out"] == []
+    assert report["all"]["recall_at_10"] > 0.99
+    low, high = report["all"]["recall_at_10_interval"]
+    assert low < report["all"]["recall_at_10"] <= high
+    assert build_index(root, rank=K)["recall"] == report, "the same seed gives the same report"
+
+
+def test_a_bad_index_gets_a_bad_report(root):
+    """Two coordinates bring few of the true neighbours among a handful of candidates; the report must show it."""
+    card = build_index(root, rank=2)
+    searcher = Searcher.open(root)
+    searcher._candidates = lambda k: k  # type: ignore[method-assign]
+    report = measure_recall(searcher, full_truth(root))
+    cell = report["cells"][0]
+    assert cell["recall_at_10"] < 0.6
+    truth = full_truth(root)
+    hits = searcher.search(truth.cells[0].states, k=10)
+    by_hand = np.mean([np.isin(true, ids).mean() for true, ids in zip(truth.of(0)[0], hits.ids, strict=True)])
+    assert cell["recall_at_10"] == pytest.approx(by_hand, abs=1e-9)
+    assert card["recall"]["cells"][0]["recall_at_10"] > cell["recall_at_10"]
+
+
+def test_rows_as_near_as_the_truth_count(root):
+    """Rows 20 and 500 are equal: whichever is returned first, both are the source."""
+    truth = full_truth(root)
+    build_index(root, rank=K)
+    ids = truth.of(0)[0]
+    assert ids.shape == (40, 10)
+    state = torch.from_numpy(Workspace.open(root).latents.read([20])).float()
+    hits = Searcher.open(root).search(state, k=2)
+    assert sorted(hits.ids[0].tolist()) == [20, 500]
+
+
+@pytest.mark.parametrize("wanted", [0.6, 0.9])
+def test_effort_is_the_least_that_reaches_what_is_wanted(root, wanted):
+    opened = Workspace.open(root)
+    manifold, truth = load_manifold(opened), full_truth(root)
+    plan = plan_index(900, 30, manifold.eigvals.numpy(), "1G", wanted, kind="IVF-Flat", rank=K)
+    rows = opened.latents.read(range(900)).astype(np.float32)
+    index = faiss_io.new_index(
+        manifold.mean.float().numpy(), manifold.eigvecs[:, :K].float().numpy(), "IVF-Flat", lists=16
+    )
+    coords = faiss_io.eigen_coordinates(index, rows)
+    faiss_io.train(index, coords)
+    faiss_io.take(index, coords)
+    effort = calibrate(index, truth, plan)
+    number = len(truth.cells) - 1
+
+    def recall(probes: int) -> float:
+        faiss_io.set_effort(index, probes)
+        near = faiss_io.nearest(index, truth.centres(number), 50)
+        return float(np.mean([np.isin(true, ids).mean() for true, ids in zip(truth.of(number)[0], near, strict=True)]))
+
+    assert recall(effort) >= wanted
+    assert effort == 1 or recall(effort // 2) < wanted
+
+
+def test_a_scan_has_no_effort(root):
+    assert build_index(root, rank=K)["effort"] is None
+
+
+def test_cells_beyond_the_time_allowed_are_named(root, monkeypatch):
+    import index.recall
+
+    build_index(root, rank=K)
+    truth = full_truth(root)
+    times = iter([0.0, 0.0, *[1e6] * 20])
+    monkeypatch.setattr(index.recall.time, "monotonic", lambda: next(times))
+    report = measure_recall(Searcher.open(root), truth)
+    assert len(report["cells"]) == 1
+    assert len(report["left_out"]) == 6
+    assert report["left_out"][0].startswith("endpoint at sigma ")
