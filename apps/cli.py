@@ -177,22 +177,36 @@ def merge_stats(
 def index(
     workspace: WorkspaceArgument,
     rank: Annotated[
-        int | None, typer.Option(help="Eigen-coordinates to keep. [default: 95 % of the variance, 16 to 256]")
+        int | None,
+        typer.Option(help="Eigen-coordinates to keep. [default: as few as the recall needs, 16 to 256]"),
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(metavar="BYTES", help="Memory the index may take to build and to search, such as 512M or 4G.")
+    ] = "1G",
+    recall: Annotated[
+        float | None, typer.Option(help="Share of the true neighbours to find, above 0 and below 1. [default: 0.99]")
+    ] = None,
+    kind: Annotated[
+        Literal["Flat", "SQfp16", "SQ8", "RaBitQ", "HNSW", "IVF-Flat", "IVF-SQ8", "IVF-PQ"] | None,
+        typer.Option(help="Kind of index. [default: the most precise that fits]"),
     ] = None,
 ) -> None:
-    """Build the FAISS index of a fitted workspace.
+    """Build the FAISS index of a fitted workspace: planned first, measured afterwards.
 
-    Example: manifold index ws
+    Example: manifold index ws --memory 4G --recall 0.95
     """
-    from index.build import build_index
+    from index.build import build_index, plan_workspace
 
     from .console import long_work, out
+    from .describe import recall_text
 
+    plan = plan_workspace(workspace, rank=rank, kind=kind, memory=memory, recall=recall)
+    out.print(plan.sentence())
     with long_work() as progress:
-        card = build_index(workspace, rank=rank, progress=progress)
+        card = build_index(workspace, plan=plan, recall=recall, progress=progress)
     out.print(
         f"indexed {card['count']:,} latents: {card['kind']} over {card['k']} coordinates with "
-        f"{card['variance_kept']:.1%} of the variance, {card['index_bytes'] / 2**20:,.1f} MiB"
+        f"{card['variance_kept']:.1%} of the variance, {card['index_bytes'] / 2**20:,.1f} MiB; {recall_text(card['recall'])}"
     )
 
 

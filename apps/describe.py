@@ -13,7 +13,7 @@ from manifold.diagnostics import diagnose
 from manifold.files import read_json
 from manifold.spectrum import SHARES
 
-__all__ = ["describe_workspace", "description_table"]
+__all__ = ["describe_workspace", "description_table", "recall_text"]
 
 
 def describe_workspace(workspace: str | Path) -> dict[str, Any]:
@@ -89,4 +89,16 @@ def description_table(described: dict[str, Any]) -> Table:
     else:
         kept = f"{index['k']} coordinates with {index['variance_kept']:.1%} of the variance"
         table.add_row("index", f"{index['kind']}, {kept}, {index['index_bytes'] / 2**20:,.1f} MiB")
+        if "recall" in index:
+            table.add_row("", recall_text(index["recall"]))
     return table
+
+
+def recall_text(report: dict[str, Any]) -> str:
+    """An index card's recall report in one line: all held-out states together."""
+    figures = report["all"]
+    low, high = figures["recall_at_10_interval"]
+    return (
+        f"recall@1 {figures['recall_at_1']:.3f}, recall@10 {figures['recall_at_10']:.3f} ({low:.3f} to {high:.3f}) on "
+        f"{figures['queries']} held-out states"
+    )

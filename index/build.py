@@ -37,7 +37,7 @@ def plan_workspace(
     rank: int | None = None,
     kind: str | None = None,
     memory: int | str = DEFAULT_MEMORY_BYTES,
-    recall: float = DEFAULT_RECALL,
+    recall: float | None = None,
 ) -> Plan:
     """The index that a fitted workspace needs; see `plan_index`.
 
@@ -84,7 +84,7 @@ def build_index(
         opened = Workspace.open(root)
         manifold = load_manifold(opened)
         if plan is None:
-            plan = _plan(opened, manifold, rank, kind, memory, DEFAULT_RECALL if recall is None else recall)
+            plan = _plan(opened, manifold, rank, kind, memory, recall)
         if plan.count != len(opened.latents) or plan.k > manifold.k:
             raise InputError(f"the plan is for {plan.count:,} rows, {root} has {len(opened.latents):,}; plan it again")
         from . import faiss_io
@@ -120,7 +120,7 @@ def build_index(
             card["index_sha256"], card["index_bytes"] = sha256_file(path), path.stat().st_size
             card["recall"] = measure_recall(Searcher(opened, manifold, index, card), truth, progress=progress)
         write_json(opened.index_card_path, card)
-    if plan.target_recall and recall is not None:
+    if recall is not None:
         _warn_below(card, recall)
     return card
 
@@ -136,10 +136,11 @@ def _plan(
     rank: int | None,
     kind: str | None,
     memory: int | str,
-    recall: float,
+    recall: float | None,
 ) -> Plan:
+    wanted = DEFAULT_RECALL if recall is None else recall
     return plan_index(
-        len(workspace.latents), manifold.d, manifold.eigvals.double().numpy(), memory, recall, kind, rank, manifold.tail_var
+        len(workspace.latents), manifold.d, manifold.eigvals.double().numpy(), memory, wanted, kind, rank, manifold.tail_var
     )  # fmt: skip
 
 
