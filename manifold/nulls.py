@@ -44,7 +44,7 @@ def smooth_path(x_t: Tensor, generator: torch.Generator | None = None, *, harmon
 
     Raises: ShapeError, NonFiniteError; InputError without a harmonic.
 
-    Cost: (L + harmonics) n d multiply-adds and n of the grid's 1,024 points.
+    Cost: (L + harmonics) harmonics n d multiply-adds, and the length of n curves on a grid of 1,024 points.
     """
     if harmonics < 1:
         raise InputError(f"a smooth path needs at least one harmonic, it got {harmonics}")
