@@ -273,6 +273,31 @@ def add(
 
 
 @app.command()
+def remove(
+    workspace: WorkspaceArgument,
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY...", help="Keys of images, as the metadata and searches show them.")
+    ] = None,
+    keys_from: Annotated[Path | None, typer.Option(metavar="FILE", help="Keys from a text file, one a line.")] = None,
+) -> None:
+    """Remove images from latents, metadata, statistics and index; run again to finish a removal that was killed.
+
+    Example: manifold remove ws cat dogs/rex
+    """
+    from index.remove import remove_images
+
+    from .console import long_work, out
+    from .keys import read_keys
+
+    wanted = [*(keys or []), *(read_keys(keys_from) if keys_from is not None else [])]
+    with long_work() as progress:
+        done = remove_images(workspace, wanted, progress=progress)
+    gone = f"; not there, or removed before: {len(done.missing):,} keys" if done.missing else ""
+    listed = f" and {done.rejects:,} rejects" if done.rejects else ""
+    out.print(f"removed {done.rows:,} images{listed}{gone}; {done.workspace.manifest.count:,} latents are left")
+
+
+@app.command()
 def search(
     workspace: WorkspaceArgument,
     query: Annotated[Path | None, typer.Argument(metavar="QUERY", help="Image file to search with.")] = None,

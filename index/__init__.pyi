@@ -8,6 +8,8 @@ from .encoders import open_encoder as open_encoder
 from .fit import fit_workspace as fit_workspace
 from .images import decode_image as decode_image
 from .images import open_collection as open_collection
+from .remove import Removed as Removed
+from .remove import remove_images as remove_images
 from .search import Hits as Hits
 from .search import Searcher as Searcher
 from .verify import Verification as Verification

@@ -9,6 +9,7 @@ does not, a warning says so.
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from manifold.errors import ManifoldWarning
-from manifold.files import atomic_path, read_json, sha256_file, write_json
+from manifold.files import atomic_path, load_tensors, read_json, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
 
 from .build import build_index, latents_checksum
@@ -55,6 +56,22 @@ def refresh_workspace(workspace: str | Path, *, progress: Progress = silent) -> 
         refit_workspace(workspace, progress=progress)
         if opened.index_card_path.is_file():
             refresh_index(workspace, progress=progress)
+    _drop_old_moments(opened.root)
+
+
+def _drop_old_moments(root: Path) -> None:
+    """Delete moments that the fit did not go on with, as after another model was chosen: they hold rows of the latents.
+
+    Those of a fit that was stopped are kept if it can go on with them.
+    """
+    with writing(root):
+        opened = Workspace.open(root)
+        if not opened.moments_path.is_file():
+            return
+        covered = json.loads(load_tensors(opened.moments_path)[1]["shards"])
+        present = [shard.latents_sha256 for shard in opened.manifest.shards]
+        if covered != present and (opened.stats_path.is_file() or covered != present[: len(covered)]):
+            opened.moments_path.unlink()
 
 
 def is_behind(workspace: Workspace) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from manifold.errors import FormatError, ManifoldError
 from manifold.files import TEMPORARY_PREFIX, load_tensors, sha256_file
+from manifold.gaussian import GaussianManifold
 
 from .latents import latents_file, metadata_file
 from .progress import Progress, silent
@@ -128,8 +129,9 @@ def _statistics_problems(workspace: Workspace, path: Path) -> list[str]:
     except FormatError as error:
         return [str(error)]
     found = [f"{name}: {key} is not finite" for key, tensor in tensors.items() if not tensor.isfinite().all()]
-    if tensors["mean"].numel() != workspace.latents.d:
-        found.append(f"{name} has {tensors['mean'].numel()} dimensions, the latents have {workspace.latents.d}")
+    d = GaussianManifold.load(path).d if path == workspace.stats_path else tensors["mean"].numel()
+    if d != workspace.latents.d:
+        found.append(f"{name} has {d} dimensions, the latents have {workspace.latents.d}")
     count = int(tensors["count"]) + len(tensors.get("waiting", ()))
     if count != len(workspace.latents):
         found.append(f"{name} was made from {count:,} rows, the workspace has {len(workspace.latents):,}; fit again")

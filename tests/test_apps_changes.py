@@ -37,3 +37,15 @@ def test_add_says_what_it_did(root):
     assert "added 24 images, 0 were known" in done.stdout
     fails(manifold("add", root / "ws", root / "nowhere"), "does not exist")
     fails(manifold("add", root / "nowhere", root / "photos"), "make a workspace with")
+
+
+def test_remove_says_what_it_did(root):
+    done = manifold("remove", root / "ws", "03", "07")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "removed 2 images; 22 latents are left\n"
+    assert manifold("verify", root / "ws").returncode == 0
+    (root / "keys.txt").write_text("05\n\n06\n")
+    assert "removed 2 images; 20 latents" in manifold("remove", root / "ws", "--keys-from", root / "keys.txt").stdout
+    fails(manifold("remove", root / "ws", "03"), "no image with the key '03'; nothing was removed")
+    fails(manifold("remove", root / "ws"), "name the keys of the images to remove")
+    fails(manifold("remove", root / "ws", "--keys-from", root / "nowhere.txt"), "one key a line")

@@ -1,0 +1,234 @@
+"""Removing: what is left is as if the images had never been there, wherever a process is killed."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers import make_workspace
+from test_index_add import OPTIONS, made, photos
+
+import index.remove
+from index.add import add_images
+from index.build import build_index
+from index.encode import encode_images
+from index.fit import fit_workspace
+from index.remove import remove_images
+from index.search import Searcher
+from index.shards import read_rejects
+from index.verify import verify_workspace
+from index.workspace import Workspace
+from manifold.errors import InputError, ManifoldWarning
+from manifold.files import load_tensors
+from manifold.moments import Moments
+
+GONE = [3, 81, 82, 119, *range(120, 160), 199]
+
+
+def keys(numbers) -> list[str]:
+    return [f"{number:05d}" for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """200 pictures in shards of 40, of which GONE has the whole fourth and nothing of the second; and one of what is left."""
+    top = tmp_path_factory.mktemp("remove")
+    made(photos(top / "photos", range(200)), top / "ws")
+    for number in range(200):
+        if number not in GONE:
+            photos(top / "left", range(number, number + 1))
+    made(top / "left", top / "whole")
+    return top
+
+
+@pytest.fixture
+def root(original, tmp_path):
+    shutil.copytree(original / "ws", tmp_path / "ws")
+    return tmp_path / "ws"
+
+
+def test_what_is_left_is_as_if_they_had_never_been_there(original, root):
+    done = remove_images(root, keys(GONE))
+    assert (done.rows, done.rejects, done.missing) == (len(GONE), 0, ())
+    whole = Workspace.open(original / "whole")
+    rows = range(len(whole.latents))
+    np.testing.assert_array_equal(done.workspace.latents.read(rows), whole.latents.read(rows))
+    assert done.workspace.latents.metadata().equals(whole.latents.metadata())
+    for name in ("moments_path", "stats_path"):
+        mine, expected = (load_tensors(getattr(workspace, name))[0] for workspace in (done.workspace, whole))
+        assert all(torch.equal(mine[key], expected[key]) for key in expected)
+    assert verify_workspace(root).problems == ()
+    assert done.workspace.manifest.removed == len(GONE)
+
+
+def test_statistics_are_exact(root):
+    left = remove_images(root, keys(GONE)).workspace.latents
+    moments, _ = Moments.load(root / "stats" / "moments.safetensors")
+    latents = left.read(range(len(left))).astype(np.float64)
+    assert moments.count == 200 - len(GONE)
+    np.testing.assert_allclose(moments.mean, latents.mean(0), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(moments.covariance(), np.cov(latents.T), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.0), (0.6, 0.8), (1.0, 3.0)])
+@pytest.mark.parametrize("question", ["source", "target", "endpoint"])
+def test_searches_are_those_of_what_is_left(original, root, rng, question, alpha, sigma):
+    clean = Workspace.open(root).latents.read(range(0, 200, 8)).astype(np.float64)
+    remove_images(root, keys(GONE))
+    mine, whole = Searcher.open(root), Searcher.open(original / "whole")
+    x_t = torch.from_numpy(alpha * clean + sigma * rng.standard_normal(clean.shape)).float()
+    found, expected = (searcher.search(x_t, alpha, sigma, question, k=10) for searcher in (mine, whole))
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5 if question == "source" else 0, atol=1e-12)
+    assert not {row["key"] for row in found.rows()} & set(keys(GONE))
+
+
+def test_no_file_holds_the_removed(root):
+    """Latents as stored, as the moments keep rows that wait, and as the index stores their coordinates."""
+    opened = Workspace.open(root)
+    latents = opened.latents.read(GONE)
+    coordinates = _coordinates(root)[GONE]
+    traces = [row.tobytes() for form in (latents, latents.astype(np.float32), coordinates) for row in form]
+    held = b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
+    assert all(trace in held for trace in traces), "the traces are those that the files have before"
+    remove_images(root, keys(GONE))
+    held = b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
+    assert not any(trace in held for trace in traces)
+    names = [name for path in root.rglob("*.parquet") for name in pq.read_table(path).column("key").to_pylist()]
+    assert not set(names) & set(keys(GONE))
+
+
+def _coordinates(root):
+    from index.faiss_io import coordinates, read_index
+
+    return np.array(coordinates(read_index(root / "index" / "image.index"), 0, 200))
+
+
+def test_moments_that_the_fit_does_not_use_go_too(root):
+    shutil.rmtree(root / "index")
+    fit_workspace(root, model="stationary")
+    remove_images(root, keys([5]))
+    assert not (root / "stats" / "moments.safetensors").exists()
+    assert verify_workspace(root).problems == ()
+
+
+def test_rejects_are_removed_and_tried_again(tmp_path):
+    folder = photos(tmp_path / "photos", range(40))
+    (folder / "00010.png").write_bytes(b"broken")
+    root = made(folder, tmp_path / "ws")
+    photos(folder, range(10, 11))
+    assert add_images(folder, root, workers=0).rows == 0
+    done = remove_images(root, ["00010", "00011"])
+    assert (done.rows, done.rejects) == (1, 1)
+    assert read_rejects(done.workspace) == []
+    assert verify_workspace(root).problems == ()
+    assert add_images(folder, root, workers=0).rows == 2
+    assert verify_workspace(root).problems == ()
+    assert [row["key"] for row in Workspace.open(root).latents.rows([38, 39])] == ["00010", "00011"]
+
+
+def test_many_removals_reuse_numbers_and_keep_the_order_of_names(tmp_path, rng):
+    latents = rng.standard_normal((60, 12)).astype(np.float16)
+    root = make_workspace(tmp_path / "ws", latents, shape=(3, 2, 2), shard_rows=6).root
+    left = list(range(60))
+    for number in rng.permutation(60)[:50].tolist():
+        remove_images(root, [f"{number:06d}"])
+        left.remove(number)
+    opened = Workspace.open(root)
+    numbers = [shard.number for shard in opened.manifest.shards]
+    assert numbers == sorted(numbers)
+    assert max(numbers) < 30
+    np.testing.assert_array_equal(opened.latents.read(range(10)), latents[left])
+    by_name = [np.load(path) for path in sorted((root / "latents").iterdir())]
+    np.testing.assert_array_equal(np.concatenate(by_name), latents[left])
+    assert verify_workspace(root).problems == ()
+
+
+class Killed(BaseException):
+    """Stands for a process that ends at once."""
+
+
+STEPS = ["sha256_file", "_linked", "write_rejects", "remove_uncommitted", "refresh_workspace"]
+
+
+@pytest.mark.parametrize("step", [*STEPS, "fit", "index", "card"])
+def test_a_killed_removal_leaves_all_or_nothing_and_is_finished_by_the_same_command(original, root, step, monkeypatch):
+    """Killed before and after the changeover: at the writing of a shard, ..., and between the index and its card."""
+    calls = []
+
+    def kill(*arguments, **options):
+        calls.append(step)
+        if step != "remove_uncommitted" or len(calls) == 2:
+            raise Killed
+        return 0
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == step and done:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        if step in STEPS:
+            patched.setattr(index.remove, step, kill)
+        if step == "card":
+            patched.setattr("index.refresh.write_json", kill)
+        with pytest.raises(Killed):
+            remove_images(root, keys(GONE), progress=stop)
+    opened = Workspace.open(root)
+    changed = step not in ("sha256_file", "_linked")
+    assert opened.manifest.count == (200 - len(GONE) if changed else 200)
+    present = set(opened.latents.metadata(["key"]).column("key").to_pylist())
+    assert len(present & set(keys(GONE))) == (0 if changed else len(GONE))
+    opened.latents.read(range(len(opened.latents)))
+    done = remove_images(root, keys(GONE))
+    assert done.rows == (0 if changed else len(GONE))
+    assert set(done.missing) == (set(keys(GONE)) if changed else set())
+    assert verify_workspace(root).problems == ()
+    whole = load_tensors(original / "whole" / "stats" / "stats.safetensors")[0]
+    mine = load_tensors(root / "stats" / "stats.safetensors")[0]
+    assert all(torch.equal(mine[key], whole[key]) for key in whole)
+    with pytest.raises(InputError, match=r"no image with the key '00003' and \d+ others; nothing was removed"):
+        remove_images(root, keys(GONE))
+
+
+def test_removed_rejects_survive_a_kill_before_their_list_is_written(tmp_path, monkeypatch):
+    folder = photos(tmp_path / "photos", range(40))
+    (folder / "00010.png").write_bytes(b"broken")
+    root = encode_images(folder, tmp_path / "ws", **OPTIONS).root
+
+    def kill(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index.remove, "write_rejects", kill)
+        with pytest.raises(Killed):
+            remove_images(root, ["00010"])
+    assert not verify_workspace(root).whole
+    remove_images(root, ["00010"])
+    assert verify_workspace(root).problems == ()
+    assert Workspace.open(root).manifest.removed == 1
+
+
+def test_an_index_of_another_basis_can_be_built_again(root):
+    remove_images(root, keys(GONE))
+    card = json.loads((root / "index" / "image.json").read_text())
+    assert (card["count"], card["basis"]["count"]) == (200 - len(GONE), 200)
+    assert "basis" not in build_index(root)
+
+
+def test_what_else_was_made_from_the_images_is_named(root):
+    (root / "clip").mkdir()
+    with pytest.warns(ManifoldWarning, match="^clip in .* may still hold something of the removed images"):
+        remove_images(root, ["00001"])
+
+
+def test_what_cannot_be_removed(root):
+    before = (root / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="no image with the key 'cat'; nothing was removed"):
+        remove_images(root, ["00001", "cat"])
+    with pytest.raises(InputError, match="name the keys of the images to remove"):
+        remove_images(root, [])
+    with pytest.raises(InputError, match="no image would be left"):
+        remove_images(root, keys(range(200)))
+    assert (root / "manifest.json").read_bytes() == before
