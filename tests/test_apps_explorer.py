@@ -73,6 +73,15 @@ def figures(page: AppTest) -> list[dict]:
     return [json.loads(chart.proto.spec) for chart in page.get("plotly_chart")]
 
 
+def captions(page: AppTest) -> list[str]:
+    """Of pictures, and those that stand alone."""
+    return [text for images in page.get("image") for text in images.captions] + [text.value for text in page.caption]
+
+
+def button(page: AppTest, label: str):
+    return next(one for one in page.button if one.label == label)
+
+
 def titles(figure: dict) -> tuple[str, str]:
     return figure["layout"]["xaxis"]["title"]["text"], figure["layout"]["yaxis"]["title"]["text"]
 
@@ -95,7 +104,7 @@ def test_the_first_page_by_its_address(workspace):
     assert page.title[0].value == "Spectrum"
 
 
-@pytest.mark.parametrize("only", ["spectrum"])
+@pytest.mark.parametrize("only", ["spectrum", "directions"])
 def test_without_a_workspace_a_page_says_what_to_do(tmp_path, only):
     page = AppTest.from_function(script, args=([str(tmp_path / "nowhere")], only), default_timeout=60).run()
     assert not page.exception
@@ -159,6 +168,82 @@ def test_spectrum_lays_another_over_it(workspace, other):
     assert len(figures(page)[0]["data"]) == before + 1
     again = open_page("spectrum", workspace, other, over=str(other))
     assert len(figures(again)[0]["data"]) == before + 1, "the address carries the choice"
+
+
+def pictures(page: AppTest) -> int:
+    return sum(len(images.value) for images in page.get("image"))
+
+
+def test_sliders_edit_the_mean(workspace):
+    page = open_page("directions", workspace)
+    assert len(page.slider) == 8
+    assert any("0 directions moved" in text for text in captions(page))
+    page.slider(key="d1").set_value(2.0).run()
+    page.slider(key="d3").set_value(-1.5).run()
+    sound(page)
+    assert any("2 directions moved" in text for text in captions(page))
+    assert pictures(page) == 3, "edited, start and control"
+    button(page, "Reset").click().run()
+    sound(page)
+    assert page.slider(key="d1").value == 0
+    button(page, "Random").click().run()
+    sound(page)
+    assert sum(slider.value != 0 for slider in page.slider) > 4
+    page.segmented_control(key="sliders").set_value(40).run()
+    sound(page)
+    assert len(page.slider) == 40
+
+
+def test_the_length_of_an_edit_is_that_of_the_library(workspace):
+    from index import Workspace
+    from index.statistics import load_manifold
+
+    page = open_page("directions", workspace, d2="3", start="image", row="5")
+    length = 3 * float(load_manifold(Workspace.open(workspace)).eigvals[1]) ** 0.5
+    assert any(f"1 directions moved, step of length {length:.3g}" in text for text in captions(page)), captions(page)
+    assert any(text.startswith("start: row 5") for text in captions(page))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"schema": 1, "standard_deviations": {"11": 2.5}}', None),
+        (b"{}", "this file is something else"),
+        (b'{"schema": 1, "standard_deviations": {"0": 9}}', "the sliders show directions 1 to 40 from -4 to 4 sd"),
+    ],
+)
+def test_an_edit_is_loaded(workspace, content, said):
+    page = open_page("directions", workspace)
+    page.file_uploader(key="edit-file").set_value(("edit.json", content, "application/json")).run()
+    sound(page)
+    if said is None:
+        assert page.slider(key="d12").value == 2.5
+        assert len(page.slider) == 16
+    else:
+        assert said in page.warning[0].value
+
+
+def test_an_upload_is_edited_and_a_broken_one_gets_a_sentence(workspace):
+    page = open_page("directions", workspace, start="upload")
+    assert "Upload an image" in page.info[0].value
+    file = io.BytesIO()
+    Image.new("RGB", (20, 10), "teal").save(file, "PNG")
+    page.file_uploader(key="upload").set_value(("teal.png", file.getvalue(), "image/png")).run()
+    sound(page)
+    assert any("start: teal.png" in text for text in captions(page))
+    page.file_uploader(key="upload").set_value(("film.png", b"no image", "image/png")).run()
+    sound(page)
+    assert page.warning[0].value == "film.png cannot be used: it is not an image"
+
+
+def test_the_gallery_is_paged(workspace):
+    page = open_page("directions", workspace, view="Gallery")
+    assert pictures(page) == 8 * 3, "each direction, and the real images at both ends"
+    page.number_input(key="page").set_value(2).run()
+    sound(page)
+    assert any("Direction 9" in text.value for text in page.markdown)
+    page.toggle(key="real").set_value(False).run()
+    assert pictures(sound(page)) == 8
 
 
 def test_the_table_of_a_figure():

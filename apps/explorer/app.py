@@ -25,13 +25,17 @@ class PageEntry:
     icon: str
 
 
-PAGES = (PageEntry("spectrum", "Spectrum", ":material/show_chart:"),)
+PAGES = (
+    PageEntry("spectrum", "Spectrum", ":material/show_chart:"),
+    PageEntry("directions", "Directions", ":material/tune:"),
+)
 
 
 _STYLE = """<style>
 .stMainBlockContainer {max-width: 1360px; padding-top: 4.2rem}
 @media (max-width: 1000px) {.stMainBlockContainer {padding-left: 1.5rem; padding-right: 1.5rem}}
 @media (max-width: 720px) {[class*="st-key-pair"] .stColumn {min-width: 100%}}
+@media (min-width: 640px) {.stColumn:has(.st-key-sticky) {align-self: flex-start; position: sticky; top: 4rem}}
 </style>"""
 """Two figures stand side by side where each has 330 pixels or more, and below each other where they have not."""
 
