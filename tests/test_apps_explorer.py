@@ -104,7 +104,7 @@ def test_the_first_page_by_its_address(workspace):
     assert page.title[0].value == "Spectrum"
 
 
-@pytest.mark.parametrize("only", ["spectrum", "directions"])
+@pytest.mark.parametrize("only", ["spectrum", "directions", "outline", "retrieve"])
 def test_without_a_workspace_a_page_says_what_to_do(tmp_path, only):
     page = AppTest.from_function(script, args=([str(tmp_path / "nowhere")], only), default_timeout=60).run()
     assert not page.exception
@@ -244,6 +244,62 @@ def test_the_gallery_is_paged(workspace):
     assert any("Direction 9" in text.value for text in page.markdown)
     page.toggle(key="real").set_value(False).run()
     assert pictures(sound(page)) == 8
+
+
+def test_outline_first_follows_the_slider(workspace):
+    from index import Workspace
+    from index.statistics import load_manifold
+
+    page = open_page("outline", workspace, row="7")
+    every_figure_can_be_read(page)
+    assert pictures(page) == 4, "clean, noisy, predicted, and a sheet of samples"
+    eigvals = load_manifold(Workspace.open(workspace)).eigvals.double().numpy().clip(0)
+    for sigma in (4.64, 0.1):
+        level = min(page.select_slider(key="sigma").options, key=lambda option: abs(float(option) - sigma))
+        page.select_slider(key="sigma").set_value(float(level)).run()
+        sound(page)
+        wanted = 100 / np.sqrt(1 + float(level) ** 2 / eigvals.clip(1e-30))
+        np.testing.assert_allclose(figures(page)[0]["data"][0]["y"], wanted, rtol=1e-4, atol=1e-4)
+        half = int((float(level) <= np.sqrt(3 * eigvals)).sum())
+        assert any(text.startswith(f"{half} of {len(eigvals)} directions") for text in captions(page)), captions(page)
+
+
+def test_retrieve_finds_the_source(workspace):
+    from index import Searcher
+    from manifold.noising import noised
+
+    page = open_page("retrieve", workspace, row="3", sigma="0.316")
+    assert pictures(page) == 3 + 10
+    copies = [text for text in captions(page) if "row 3" in text or "row 120" in text]
+    assert len(copies) == 3, "the query, itself, and its copy"
+    searcher = Searcher.open(workspace)
+    import torch
+
+    clean = torch.from_numpy(searcher.workspace.latents.read([3])).float()
+    hits = searcher.search(noised(clean, 1.0, 0.316), 1.0, 0.316, "target", 4)
+    page.segmented_control(key="question").set_value("target").run()
+    page.number_input(key="k").set_value(4).run()
+    sound(page)
+    shown = [text for text in captions(page) if text.startswith("distance")]
+    assert [f"row {row}" in text for row, text in zip(hits.ids[0], shown, strict=True)] == [True] * 4
+
+
+def test_anticipation_is_measured_when_asked(workspace):
+    page = open_page("retrieve", workspace, row="3")
+    assert not figures(page)
+    button(page, "Measure").click().run()
+    sound(page)
+    every_figure_can_be_read(page)
+    curves = {trace["name"]: trace["y"] for trace in figures(page)[0]["data"] if trace.get("name")}
+    assert curves["endpoint"][-1] > 90, "nearly without noise the neighbours are those of the clean image"
+
+
+def test_without_an_index_retrieve_says_what_to_run(workspace, tmp_path):
+    copy = tmp_path / "ws"
+    shutil.copytree(workspace, copy)
+    shutil.rmtree(copy / "index")
+    page = open_page("retrieve", copy)
+    assert "manifold index" in page.info[0].value
 
 
 def test_the_table_of_a_figure():

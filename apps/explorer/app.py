@@ -28,6 +28,8 @@ class PageEntry:
 PAGES = (
     PageEntry("spectrum", "Spectrum", ":material/show_chart:"),
     PageEntry("directions", "Directions", ":material/tune:"),
+    PageEntry("outline", "Outline first", ":material/blur_on:"),
+    PageEntry("retrieve", "Retrieve", ":material/image_search:"),
 )
 
 

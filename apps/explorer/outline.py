@@ -1,0 +1,120 @@
+"""The page Outline first: a clean image under noise, what can be told of it, and what is decided already."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+import streamlit as st
+import torch
+
+from manifold.noising import Decided, decided, noised
+
+from .choosing import Start, choose_start
+from .figures import AMBER, BLUE, GREY, SERIES, figure, pair, show_figure
+from .loading import Opened
+from .noise import LEVELS, level_slider, seed_input
+from .pictures import decode, grid, same_size, show
+
+__all__ = ["page"]
+
+_DRAWS = 6
+_MODES = (1, 2, 5, 10, 30, 100, 300)
+"""Ranks whose curves are drawn."""
+
+
+def page(opened: Opened, others: tuple[str, ...]) -> None:
+    """Show the page."""
+    st.title("Outline first")
+    st.markdown(
+        "Light and outline of an image are decided under noise in which nothing can be seen; details come later."
+    )
+    start = choose_start(opened)
+    if start is None:
+        st.info("Upload an image to put it under noise.", icon=":material/upload:")
+        return
+    _time(opened, start)
+
+
+@st.fragment
+def _time(opened: Opened, start: Start) -> None:
+    controls = st.container(horizontal=True, vertical_alignment="bottom")
+    with controls:
+        sigma = level_slider()
+    seed = seed_input(controls)
+    manifold = opened.manifold
+    x_t = noised(start.latent, 1.0, sigma, seed)
+    posterior = manifold.posterior(x_t, 1.0, sigma)
+    draws = posterior.sample(_DRAWS, torch.Generator().manual_seed(seed))[:, 0]
+    now = decided(manifold, 1.0, sigma)
+    pictures = decode(opened, torch.cat([start.latent, same_size(x_t, start.latent), posterior.mean, draws]))
+    columns = st.columns([3, 3, 3, 4], gap="medium", wrap=False)
+    captions = (
+        f"x0: {start.about}",
+        f"x_t: under noise of σ = {sigma:g}, at the length of x0",
+        "x0_hat: predicted target, the mean of p(x0 | x_t)",
+    )
+    for column, picture, caption in zip(columns[:3], pictures[:3], captions, strict=True):
+        with column:
+            show(picture, caption)
+    with columns[3]:
+        show(grid(pictures[3:], 3, 128), f"{_DRAWS} samples of p(x0 | x_t): where they agree, the image is decided")
+    left, right = pair("outline")
+    with left:
+        st.subheader("What is decided at this level")
+        ranks = list(range(1, manifold.k + 1))
+        show_figure(
+            share_figure(now, ranks),
+            f"{now.count:,} of {manifold.k:,} directions, with {now.variance:.1%} of the variance, are half decided: "
+            "their curve lies above the dotted line.",
+            {"rank": ranks, "share of final value": now.shares.tolist()},
+            "decided-now",
+        )
+    with right:
+        st.subheader("When each direction is decided")
+        curves = {rank: _curve(opened, rank) for rank in _MODES if rank <= manifold.k}
+        show_figure(
+            emergence_figure(curves, sigma),
+            "Each curve is one direction and time runs to the right: the directions of largest variance are decided first, "
+            "half of each at the noise level √(3λ).",
+            {"sigma": LEVELS, **{f"direction {rank}": curve for rank, curve in curves.items()}},
+            "emergence",
+        )
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _curves(token: str, _opened: Opened) -> list[list[float]]:
+    return [decided(_opened.manifold, 1.0, level).shares[: max(_MODES)].tolist() for level in LEVELS]
+
+
+def _curve(opened: Opened, rank: int) -> list[float]:
+    return [shares[rank - 1] for shares in _curves(opened.token, opened)]
+
+
+def share_figure(now: Decided, ranks: list[int]) -> go.Figure:
+    """Share of its final value that x0_hat has reached, by direction."""
+    drawn = figure("rank of the direction", "share of its final value (%)", log_x=True, height=360)
+    drawn.add_scatter(
+        x=ranks,
+        y=(100 * now.shares).tolist(),
+        mode="lines",
+        line={"color": BLUE, "width": 2.4},
+        name="share",
+        fill="tozeroy",
+    )
+    drawn.add_hline(y=50, line={"color": GREY, "dash": "dot", "width": 1.5})
+    drawn.update_yaxes(range=[0, 104])
+    drawn.update_layout(showlegend=False)
+    return drawn
+
+
+def emergence_figure(curves: dict[int, list[float]], sigma: float) -> go.Figure:
+    """Share of the final value by noise level, for some directions, and where the slider stands."""
+    drawn = figure(
+        "noise level σ (latent units), falling with time", "share of its final value (%)", log_x=True, height=360
+    )
+    for number, (rank, curve) in enumerate(curves.items()):
+        line = {"color": SERIES[number % len(SERIES)], "width": 2}
+        drawn.add_scatter(x=LEVELS, y=[100 * share for share in curve], mode="lines", name=f"{rank}", line=line)
+    drawn.add_vline(x=sigma, line={"color": AMBER, "width": 2})
+    drawn.update_xaxes(autorange="reversed")
+    drawn.update_yaxes(range=[0, 104])
+    return drawn
