@@ -15,6 +15,8 @@ import typer
 
 from manifold.errors import ManifoldError
 
+from . import cli_spaces
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(
@@ -276,7 +278,8 @@ def add(
 def remove(
     workspace: WorkspaceArgument,
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY...", help="Keys of images, as the metadata and searches show them.")
+        list[str] | None,
+        typer.Argument(metavar="KEY...", help="Keys of images, as the metadata and searches show them."),
     ] = None,
     keys_from: Annotated[Path | None, typer.Option(metavar="FILE", help="Keys from a text file, one a line.")] = None,
 ) -> None:
@@ -495,6 +498,9 @@ def demo(
         out.print(f"  {picture.path}\n      {picture.what}", soft_wrap=True)
     example = f"manifold search {workspace / 'workspace'} --row 100 --sigma 2 --sheet out.png"
     out.print(f"\nThen try: {example}", soft_wrap=True)
+
+
+cli_spaces.register(app)
 
 
 def _encoded(count: int, rejects: int, rejects_path: Path) -> str:

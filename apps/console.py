@@ -22,7 +22,15 @@ __all__ = ["err", "long_work", "out", "show_warnings"]
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-_UNITS = {"encode": "images", "fit": "latents", "index": "latents", "verify": "shards"}
+_UNITS = {
+    "encode": "images",
+    "fit": "latents",
+    "index": "latents",
+    "verify": "shards",
+    "clip": "images",
+    "project": "latents",
+    "neighbours": "rows",
+}
 
 
 class _Rate(ProgressColumn):

@@ -33,7 +33,7 @@ _COLOURS = (
 """Ten that can be told apart (Tableau's); more labels than these are drawn without colour."""
 _WIDTH, _HEIGHT, _CELL = 1800, 1300, 44
 _MARGIN, _HEADING, _SIDE = 36, 92, 380
-_MAP = (_MARGIN, _HEADING, _WIDTH - _SIDE - 2 * _MARGIN, _HEIGHT - _MARGIN)
+_MAP = (_CELL, 2 * _CELL, 31 * _CELL, 29 * _CELL)
 _DOTS = (_WIDTH - _SIDE - _MARGIN // 2, _HEADING + 34, _WIDTH - _MARGIN, _HEADING + 34 + 330)
 """Boxes in pixels: left, top, right, bottom."""
 _AT_ONCE = 64
@@ -105,7 +105,7 @@ def draw_map(
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN - 6), "Map of the collection", _INK, ImageFont.load_default(28))
     draw.text((_MARGIN, _MARGIN + 32), about, _FAINT, ImageFont.load_default(17))
-    inner = (_MAP[0] + _CELL // 2, _MAP[1] + _CELL // 2, _MAP[2] - _CELL // 2, _MAP[3] - _CELL // 2)
+    inner = (_MAP[0] + 1, _MAP[1] + 1, _MAP[2] - 1, _MAP[3] - 1)
     places = _places(points, inner, same_scale=plane)
     shown = chosen_thumbnails(places) if pictures is not None else []
     for start in range(0, len(shown), _AT_ONCE):

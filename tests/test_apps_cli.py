@@ -13,7 +13,26 @@ from manifold_apps.cli import app
 from PIL import Image
 from typer.testing import CliRunner
 
-COMMANDS = ["encode", "add", "remove", "fit", "index", "run", "search", "serve", "info", "verify", "demo", "merge-stats", "train-demo", "explore"]
+COMMANDS = [
+    "encode",
+    "add",
+    "remove",
+    "fit",
+    "index",
+    "run",
+    "search",
+    "serve",
+    "info",
+    "verify",
+    "demo",
+    "merge-stats",
+    "train-demo",
+    "explore",
+    "map",
+    "clip",
+    "clip-search",
+    "clip-compare",
+]
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 

@@ -1,0 +1,151 @@
+"""The commands that look at a collection from outside the model: its map, and CLIP beside the latents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = ["register"]
+
+_Workspace = Annotated[Path, typer.Argument(metavar="WS", help="Folder of the workspace.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu. [default: cuda if there is one]")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the `manifold` command."""
+    app.command(name="map")(map_)
+    app.command()(clip)
+    app.command(name="clip-search")(clip_search)
+    app.command(name="clip-compare")(clip_compare)
+
+
+def map_(
+    workspace: _Workspace,
+    method: Annotated[
+        Literal["umap", "pca"], typer.Option(help="umap needs the extra `map`; pca is the two leading directions.")
+    ] = "umap",
+    space: Annotated[
+        Literal["latent", "clip"] | None,
+        typer.Option(help="What to map. [default: latents, and CLIP where there is one]"),
+    ] = None,
+    neighbours: Annotated[int, typer.Option(help="Neighbours kept for each image, and seen by UMAP.")] = 15,
+    min_dist: Annotated[float, typer.Option(help="How closely UMAP packs images, 0 to 1.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of UMAP.")] = 0,
+    picture: Annotated[bool, typer.Option(help="Draw the map, with images decoded from their latents.")] = True,
+    encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
+) -> None:
+    """Lay the collection out on a plane: a table that embedding-atlas opens, and a picture with thumbnails.
+
+    Example: manifold map ws --method umap
+    """
+    from index.clip.store import card_path
+    from index.projection import Space, project_map
+
+    from .console import long_work, out
+    from .map_plot import plot_map
+
+    spaces: list[Space] = [space] if space else ["latent", "clip"] if card_path(workspace).is_file() else ["latent"]
+    for one in spaces:
+        with long_work() as progress:
+            made = project_map(
+                workspace, method, space=one, neighbours=neighbours, min_dist=min_dist, seed=seed, progress=progress
+            )
+        out.print(f"{made.path}: {len(made.points):,} images, each with {made.neighbours.ids.shape[1]} neighbours")
+        if picture:
+            path, shown = plot_map(workspace, made, encoder=encoder)
+            out.print(f"{path}: {shown:,} thumbnails")
+
+
+def clip(
+    workspace: _Workspace,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--clip", metavar="MODEL", help="ARCHITECTURE/WEIGHTS as open_clip names it, hf-hub:ID, or a folder."
+        ),
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="The collection that was encoded. [default: looked for beside the workspace]")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column with the images, for tables that have several.")
+    ] = None,
+    device: _Device = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    workers: Annotated[int, typer.Option(help="Decoding processes; 0 decodes in this one.")] = 1,
+) -> None:
+    """Embed the workspace's images with CLIP, to search them by text and to compare the two spaces.
+
+    Example: manifold clip ws --clip ViT-B-32/laion2b_s34b_b79k
+    """
+    from index.clip import embed_workspace
+
+    from .console import long_work, out
+
+    with long_work() as progress:
+        store = embed_workspace(
+            workspace, model, images, image_column=image_column, device=device, batch_size=batch_size, workers=workers,
+            progress=progress,
+        )  # fmt: skip
+    out.print(f"embedded {len(store):,} images: {store.card.spec.d:,} values each, by {store.card.spec.id}")
+
+
+def clip_search(
+    workspace: _Workspace,
+    query: Annotated[Path | None, typer.Argument(metavar="QUERY", help="Image file to search with.")] = None,
+    text: Annotated[str | None, typer.Option(help="Search with words instead.")] = None,
+    row: Annotated[
+        int | None, typer.Option(help="Search with a row of the collection instead; needs no model.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Neighbours to return.")] = 10,
+    model: Annotated[
+        str | None, typer.Option("--clip", metavar="MODEL", help="Where the CLIP model lies now, if it moved.")
+    ] = None,
+    device: _Device = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Find images by words, by an image, or by a row, in CLIP's space.
+
+    Example: manifold clip-search ws --text "a red car" --sheet cars.png
+    """
+    from .clip_query import search_clip
+    from .console import out
+
+    answer = search_clip(workspace, query, text=text, row=row, k=k, clip=model, device=device, sheet=sheet)
+    if as_json:
+        print(json.dumps(answer.to_dict(), indent=2))
+        return
+    out.print(answer.table())
+    if sheet is not None:
+        out.print(f"contact sheet: {sheet}")
+
+
+def clip_compare(
+    workspace: _Workspace,
+    k: Annotated[
+        list[int] | None, typer.Option("-k", help="Length of neighbour lists; repeat. [default: 1 10 100]")
+    ] = None,
+    directions: Annotated[int, typer.Option(help="Leading directions of CLIP to predict from the latents.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the held-out rows and of the nulls.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Compare the latent space with CLIP's: shared neighbours, and which of CLIP's directions the latents tell.
+
+    Example: manifold clip-compare ws --json
+    """
+    from index.spaces import compare_spaces
+
+    from .clip_query import comparison_text
+    from .console import long_work, out
+
+    with long_work() as progress:
+        found = compare_spaces(workspace, ks=k or (1, 10, 100), directions=directions, seed=seed, progress=progress)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        out.print(comparison_text(found))
