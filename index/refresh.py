@@ -22,8 +22,7 @@ from manifold.errors import ManifoldWarning
 from manifold.files import atomic_path, load_tensors, read_json, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
 
-from .build import build_index, latents_checksum
-from .coordinates import rank_for
+from .build import build_index, latents_checksum, plan_workspace
 from .fit import refit_workspace
 from .progress import Progress, silent
 from .statistics import load_manifold
@@ -90,7 +89,7 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
 
     Rows added since are projected and appended. If rows were removed, the index is emptied and filled again, which leaves
     nothing of them in the file. An index that does not belong to its card, as a process killed between writing the two
-    leaves it, is built anew.
+    leaves it, is built anew. Inverted lists are read into memory for it, whatever they were planned for.
 
     Returns: the card, as written to WS/index/image.json.
 
@@ -137,7 +136,9 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
             write_json(opened.index_card_path, card)
             if start is not None and start < last:
                 _warn_if_outgrown(opened, card, manifold, mean, vectors, start)
-    return card if sound else build_index(root, rank=min(int(card["k"]), manifold.k), progress=progress)
+    if sound:
+        return card
+    return build_index(root, rank=min(int(card["k"]), manifold.k), kind=card["kind"], memory=2**60, progress=progress)
 
 
 def _is_current(workspace: Workspace, card: dict[str, Any]) -> bool:
@@ -183,7 +184,8 @@ def _warn_if_outgrown(
     start: int,
 ) -> None:
     """Compare what the index's coordinates hold of the rows from `start` on, about its mean."""
-    fresh = manifold.eigvecs[:, : rank_for(manifold)].float().numpy()
+    plan = plan_workspace(workspace.root, kind=card["kind"], memory=2**60, recall=card["plan"]["target_recall"])
+    fresh = manifold.eigvecs[:, : plan.k].float().numpy()
     store = workspace.latents
     total, held, would_hold = 0.0, 0.0, 0.0
     for batch in store.batches(max(1, _BATCH_BYTES // (4 * store.d)), start):

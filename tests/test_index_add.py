@@ -14,8 +14,10 @@ from PIL import Image
 from index.add import add_images
 from index.build import build_index
 from index.encode import encode_images
+from index.faiss_io import KINDS
 from index.fit import fit_workspace
 from index.latents import LatentStore
+from index.remove import remove_images
 from index.search import Searcher
 from index.shards import read_rejects
 from index.verify import verify_workspace
@@ -116,6 +118,37 @@ def test_candidates_of_an_older_basis_are_the_right_ones(tmp_path, rng):
     hits = searcher.search(torch.from_numpy(latents[::150]).float(), k=10)
     distances = np.linalg.norm(latents[::150].astype(np.float64)[:, None] - latents.astype(np.float64)[None], axis=2)
     np.testing.assert_array_equal(hits.ids, np.argsort(distances, axis=1, kind="stable")[:, :10])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_index_grows_and_shrinks(tmp_path, rng, kind):
+    """All 900 rows find themselves; and their nearest neighbours by brute force among 200 candidates."""
+    latents = (rng.standard_normal((900, 32)) / np.arange(1, 33) ** 0.5 + 0.2).astype(np.float16)
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    np.save(folder / "a_0.npy", latents[:600])
+    root = encode_images(folder, tmp_path / "ws", shard_rows=250).root
+    fit_workspace(root)
+    build_index(root, kind=kind)
+    np.save(folder / "a_1.npy", latents[600:])
+    add_images(folder, root)
+    _finds(root, latents, 0.99)
+    left = np.delete(latents, range(100, 400, 3), axis=0)
+    remove_images(root, [str(number) for number in range(100, 400, 3)])
+    _finds(root, left, 0.99)
+    card = json.loads((root / "index" / "image.json").read_text())
+    assert (card["kind"], card["count"], card["basis"]["count"]) == (kind, 800, 600)
+
+
+def _finds(root: Path, latents: np.ndarray, recall: float) -> None:
+    queries = latents[::9].astype(np.float64)
+    distances = np.linalg.norm(queries[:, None] - latents.astype(np.float64)[None], axis=2)
+    expected = np.argsort(distances, axis=1, kind="stable")[:, :10]
+    hits = Searcher.open(root).search(torch.from_numpy(queries).float(), k=10)
+    np.testing.assert_array_equal(hits.ids[:, 0], expected[:, 0])
+    found = [len({*mine} & {*true}) for mine, true in zip(hits.ids.tolist(), expected.tolist(), strict=True)]
+    assert sum(found) >= recall * expected.size
+    assert verify_workspace(root).problems == ()
 
 
 def test_old_latents_are_not_read_again(tmp_path, monkeypatch):
