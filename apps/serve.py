@@ -54,9 +54,8 @@ def serve_workspace(
 
     local = is_local(host)
     hosts = _LOCAL_NAMES | {host.lower(), *map(str.lower, allow_hosts)} if local else None
-    limits = Limits(
-        max_body_bytes=round(max_body_mb * 10**6), max_image_pixels=round(max_megapixels * 10**6), max_k=max_k
-    )
+    body, pixels = _millions("--max-body-mb", max_body_mb), _millions("--max-megapixels", max_megapixels)
+    limits = Limits(max_body_bytes=body, max_image_pixels=pixels, max_k=max_k)
     # The address first: that it is taken is known at once, a large workspace takes a while to open.
     with _listen(host, port) as listening:
         app = create_app(
@@ -82,6 +81,12 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def _millions(option: str, value: float) -> int:
+    if not 1e-6 <= value <= 1e6:  # also where it is not a number
+        raise InputError(f"{option} must be from 1e-6 to 1e6, it is {value:g}")
+    return round(value * 10**6)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -22,7 +22,7 @@ Row3 = Annotated[list[Row2], Field(fail_fast=True)]
 
 _RECORD: dict[str, JsonValue] = {
     "row": 7, "image_path": "cats/07.png", "key": "cats/07", "width": 640, "height": 480, "caption": "a cat on a chair",
-    "label": None, "thumbnail": "/thumbnails/7",
+    "label": 3, "thumbnail": "/thumbnails/7",
 }  # fmt: skip
 
 
@@ -101,9 +101,9 @@ class SearchAnswer(BaseModel):
     """Neighbours, best first."""
 
     question: Question
-    alpha: float
-    sigma: float
-    seed: int | None = Field(description="Of the noise; null for a latent, which is not noised.")
+    alpha: float = Field(examples=[0.6])
+    sigma: float = Field(examples=[0.8])
+    seed: int | None = Field(description="Of the noise; null for a latent, which is not noised.", examples=[0])
     score_name: Literal["probability", "distance"] = Field(
         description="`probability` over the whole collection, falling; or `distance` in latent units, rising."
     )
@@ -120,25 +120,27 @@ class Health(BaseModel):
 class LimitsBody(BaseModel):
     """What the server refuses to exceed."""
 
-    max_body_bytes: int
-    max_image_pixels: int
-    max_k: int
+    max_body_bytes: int = Field(examples=[20_000_000])
+    max_image_pixels: int = Field(examples=[50_000_000])
+    max_k: int = Field(examples=[1000])
 
 
 class Info(BaseModel):
     """The workspace and the server's limits."""
 
-    name: str = Field(description="Name of the workspace's folder.")
-    collection: str
-    rows: int
-    rejects: int
+    name: str = Field(description="Name of the workspace's folder.", examples=["ws"])
+    collection: str = Field(examples=["photos"])
+    rows: int = Field(examples=[50000])
+    rejects: int = Field(description="Images that could not be used.", examples=[12])
     d: int = Field(description="Numbers in a latent.", examples=[3072])
     latent_shape: tuple[int, int, int] = Field(description="[C, h, w]", examples=[[3, 32, 32]])
-    encoder: dict[str, Any]
-    crop: str
-    spectrum: dict[str, Any] | None
-    index: dict[str, Any] | None
-    accepts_images: bool = Field(description="Whether the encoder is at hand, so that images can be searched with.")
+    encoder: dict[str, Any] = Field(examples=[{"id": "pixels", "kind": "pixels", "image_size": 32}])
+    crop: str = Field(examples=["center"])
+    spectrum: dict[str, Any] | None = Field(examples=[{"trace": 754.6, "participation_ratio": 9.16}])
+    index: dict[str, Any] | None = Field(examples=[{"kind": "Flat", "k": 40, "variance_kept": 0.826}])
+    accepts_images: bool = Field(
+        examples=[True], description="Whether the encoder is at hand, so that images can be searched with."
+    )
     pictures: Literal["images", "latents", "none"] = Field(
         description="What thumbnails show: images of the collection, decoded latents, or nothing."
     )

@@ -675,6 +675,19 @@ def test_the_schema_describes_every_address_with_examples(client):
                 assert response["content"], status
 
 
+def test_examples_fit_their_models(client):
+    """The page's example of each answer is an answer by the model; the placeholder of a field without one is not."""
+    from manifold_apps import server_models
+    from manifold_apps.server_page import _example
+
+    schema = client.get("/openapi.json").json()
+    for name in ("Health", "Info", "Record", "Neighbour", "SearchAnswer", "ErrorBody"):
+        shown = _example(schema, {"$ref": f"#/components/schemas/{name}"})
+        getattr(server_models, name).model_validate(shown)
+    (shown,) = server_models.LatentQuery.model_json_schema()["examples"]
+    server_models.LatentQuery.model_validate(shown)
+
+
 class Page(HTMLParser):
     """Tags and addresses of a page."""
 
@@ -744,6 +757,12 @@ def test_a_missing_package_is_one_sentence(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError, match=r"needs uvicorn.*pip install 'latent-manifold\[serve\]'"):
         serve_workspace(root)
+
+
+@pytest.mark.parametrize("limit", [{"max_body_mb": float("nan")}, {"max_megapixels": float("inf")}, {"max_body_mb": 0}])
+def test_limits_of_the_command_are_numbers_above_zero(root, limit):
+    with pytest.raises(InputError, match=r"--max-(body-mb|megapixels) must be from"):
+        serve_workspace(root, port=0, **limit)
 
 
 def test_a_port_that_is_taken_is_one_sentence(root):
@@ -856,3 +875,27 @@ def test_the_manual_names_every_address_and_option_and_its_code_runs(started, cl
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"\(\d+, ", done.stdout)) == 5
+
+
+def test_with_an_autoencoder_images_are_encoded_and_latents_decoded_by_it(root, tmp_path):
+    from tiny_models import save_tiny_kl
+
+    from index.encoders import open_encoder
+
+    model = save_tiny_kl(tmp_path / "vae")
+    photos = root.parent / "photos"
+    run_images(photos, tmp_path / "ws", encoder=str(model), size=16)
+    client = TestClient(create_app(tmp_path / "ws"))
+    expected = search_workspace(tmp_path / "ws", photos / "12.png", sigma=0.3, seed=3, question="source", k=4)
+    answer = search_with(client, photo(root, 12), sigma=0.3, seed=3, question="source", k=4).json()
+    assert [(one["row"], one["score"]) for one in answer["neighbours"]] == [
+        (row["row"], row["probability"]) for row in expected.rows
+    ]
+    response = client.get("/thumbnails/4")
+    assert response.headers["x-picture-of"] == "latent", "the collection is not beside this workspace"
+    store = Workspace.open(tmp_path / "ws").latents
+    latent = torch.from_numpy(store.read([4])).float().view(1, *store.shape)
+    decoded = open_encoder(str(model), 16).decode(latent)[0].permute(1, 2, 0).numpy().astype(float)
+    with Image.open(io.BytesIO(response.content)) as shown:
+        assert shown.size == (16, 16)
+        assert np.abs(np.asarray(shown, dtype=float) - decoded).mean() < 12
