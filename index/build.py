@@ -139,9 +139,9 @@ def _plan(
     recall: float | None,
 ) -> Plan:
     wanted = DEFAULT_RECALL if recall is None else recall
-    return plan_index(
-        len(workspace.latents), manifold.d, manifold.eigvals.double().numpy(), memory, wanted, kind, rank, manifold.tail_var
-    )  # fmt: skip
+    k = manifold.eigvecs.shape[1]  # first of all, for a model without eigenvectors says so here
+    eigvals = manifold.eigvals[:k].double().numpy()
+    return plan_index(len(workspace.latents), manifold.d, eigvals, memory, wanted, kind, rank, manifold.tail_var)
 
 
 def _trained(workspace: Workspace, manifold: GaussianManifold, plan: Plan) -> Any:
