@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .errors import FormatError, InputError
 from .files import load_tensors, save_tensors
-from .pipeline_families import kept, replaced, state_layout, visited_levels, without_variance
+from .pipeline_families import StateLayout, kept, replaced, state_layout, visited_levels, without_variance
 from .schedule import NoiseSchedule
 
 __all__ = ["Recording", "record"]
@@ -81,7 +81,7 @@ def record(pipeline: Any, /, *args: Any, **kwargs: Any) -> Recording:
     Arguments
         pipeline: of diffusers, or one that calls `self.scheduler.step` as they do. Known to work: DDPM, DDIM, DiT,
             Stable Diffusion, SDXL, SD3, FLUX, PixArt, Sana.
-        args, kwargs: as the pipeline takes them.
+        args, kwargs: as the pipeline takes them. One call of a pipeline at a time.
 
     Returns: Recording, the pipeline's own result in `output`, the same to the last bit as without recording.
 
@@ -90,7 +90,7 @@ def record(pipeline: Any, /, *args: Any, **kwargs: Any) -> Recording:
 
     Cost: 2 L + 1 states in main memory and as many copies to it; no evaluation of the network.
     """
-    tape = _Tape(pipeline.scheduler)
+    tape = _Tape(pipeline.scheduler, lambda state: state_layout(pipeline, state, args, kwargs))
     with ExitStack() as watched:
         watched.enter_context(replaced(pipeline.scheduler, "step", tape.watch_step))
         if _solves_for_x0(pipeline.scheduler):
@@ -98,7 +98,7 @@ def record(pipeline: Any, /, *args: Any, **kwargs: Any) -> Recording:
         output = pipeline(*args, **tape.watch_callback(kwargs))
     if not tape.states:
         raise InputError(f"{type(pipeline).__name__} made no step with its scheduler, so there is nothing to record")
-    layout = state_layout(pipeline, tape.states[0], args, kwargs)
+    layout = tape.layout
     alphas, sigmas = torch.tensor(tape.levels, dtype=torch.float64).T.contiguous()
     return Recording(
         x_t=torch.stack([layout.unpack(one) for one in (*tape.states, tape.last)]),
@@ -118,8 +118,10 @@ def record(pipeline: Any, /, *args: Any, **kwargs: Any) -> Recording:
 class _Tape:
     """What passes through a scheduler's step while a pipeline runs."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, layout_of: Callable[[Tensor], StateLayout]) -> None:
         self.scheduler = scheduler
+        self.layout = StateLayout()
+        self._layout_of = layout_of
         self.states: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.levels: list[tuple[float, float]] = []
@@ -139,6 +141,8 @@ class _Tape:
             bound = signature.bind(*args, **kwargs)
             given = bound.arguments
             state, timestep = given["sample"], float(given["timestep"])
+            if not self.states:
+                self.layout = self._layout_of(state)  # now, since a whole run is much to lose
             schedule = self._levels_at(timestep)
             self.states.append(kept(state))
             self.timesteps.append(timestep)

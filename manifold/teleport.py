@@ -96,7 +96,7 @@ def teleport(
             given. 0 is the plain call to the last bit.
         sigma: start at the first step whose noise-to-signal ratio sigma / alpha is no more than this instead.
         args, kwargs: as the pipeline takes them: `generator`, prompts, `guidance_scale`, `num_inference_steps` (of the
-            full run), `latents`, ...
+            full run), `latents`, ... One call of a pipeline at a time.
 
     Returns: Teleported.
 

@@ -8,10 +8,11 @@ import diffusers
 import pytest
 import torch
 from diffusers.callbacks import PipelineCallback
-from tiny_pipelines import SD, tiny_ddim, tiny_ddpm, tiny_dit, tiny_latent
+from tiny_pipelines import SD, LatentPipeline, quiet, tiny_ddim, tiny_ddpm, tiny_demo, tiny_dit, tiny_latent
 
 import manifold
 from manifold.errors import FormatError, InputError
+from manifold.pipeline_families import StateLayout
 from manifold.recording import Recording
 from manifold.schedule import NoiseSchedule
 from manifold.trajectory import record
@@ -205,6 +206,37 @@ def test_a_callback_of_diffusers_own_class_gets_its_tensors():
     assert torch.equal(recording.x_t[-1], plain)
 
 
+def test_a_callback_may_change_nothing():
+    pipeline = tiny_demo(diffusers.EulerDiscreteScheduler(**SD))
+    call = {"class_labels": [2], "output_type": "latent"}
+    plain = pipeline(**call, generator=seeded()).images
+    recording = record(pipeline, **call, generator=seeded(), callback_on_step_end=lambda *_: {})
+    assert torch.equal(recording.output.images, plain)
+    assert torch.equal(recording.x_t[-1], plain)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
+def test_the_demo_models_pipeline(guidance_scale):
+    pipeline = tiny_demo(diffusers.DPMSolverMultistepScheduler(**SD))
+    call = {"class_labels": [1, 3], "num_inference_steps": 6, "guidance_scale": guidance_scale}
+    plain = pipeline(**call, output_type="np", generator=seeded()).images
+    recording = record(pipeline, **call, output_type="np", generator=seeded())
+    assert (recording.output.images == plain).all()
+    latents = pipeline(**call, output_type="latent", generator=seeded()).images
+    assert torch.equal(recording.x_t[-1], latents)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_half_precision_stays_half(name):
+    pipeline = tiny_latent(getattr(diffusers, name)())
+    pipeline.to(torch.bfloat16)
+    call = {"class_labels": [1, 3], "num_inference_steps": 6, "guidance_scale": 2.0}
+    plain = pipeline(**call, generator=seeded()).images
+    recording = record(pipeline, **call, generator=seeded())
+    assert torch.equal(recording.output.images, plain)
+    assert recording.x_t.dtype == recording.x0_hat.dtype == torch.bfloat16
+
+
 def test_a_failed_run_leaves_the_scheduler_as_it_was():
     pipeline = tiny_latent(diffusers.UniPCMultistepScheduler(**SD))
 
@@ -231,6 +263,40 @@ def test_a_learned_variance_is_not_part_of_the_prediction():
     assert log[0].output.shape[1] == 6
     expected = [schedule.x0_hat(one.output[:, :3], one.state, one.t) for one in log]
     torch.testing.assert_close(recording.x0_hat, torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    "layout", [StateLayout(), StateLayout((2, 3), 2), StateLayout((4, 6), 1), StateLayout(copies=2)]
+)
+def test_packing_is_undone_by_unpacking(layout):
+    state = torch.randn(2, 5, 4, 6)
+    packed = layout.pack(state)
+    assert torch.equal(layout.unpack(packed), state)
+    if layout.grid is not None:
+        rows, columns, side = *layout.grid, layout.patch
+        assert packed.shape == (2, rows * columns, 5 * side**2)
+        token = packed[1, columns + 2].view(5, side, side)  # second row, third column
+        assert torch.equal(token, state[1, :, side : 2 * side, 2 * side : 3 * side])
+    if layout.copies == 2:
+        assert torch.equal(packed, torch.cat([state, state]))
+
+
+def test_unknown_packings_are_said_at_the_first_step():
+    class Video(LatentPipeline):
+        def prepare_latents(self, *args):
+            return super().prepare_latents(*args)[:, :, None]
+
+    class Frames(torch.nn.Module):
+        config, dtype, device, calls = tiny_latent(None).unet.config, torch.float32, torch.device("cpu"), 0
+
+        def forward(self, x, t, **_):
+            Frames.calls += 1
+            return (torch.zeros_like(x),)
+
+    pipeline = quiet(Video(Frames(), None, diffusers.DDIMScheduler(**SD)))
+    with pytest.raises(InputError, match=r"those of Video have shape \(1, 4, 1, 8, 8\)"):
+        record(pipeline, [1])
+    assert Frames.calls == 1
 
 
 def test_saved_and_loaded(tmp_path):

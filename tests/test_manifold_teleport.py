@@ -14,6 +14,7 @@ from tiny_pipelines import (
     quiet,
     tiny_ddim,
     tiny_ddpm,
+    tiny_demo,
     tiny_dit,
     tiny_latent,
     tiny_vae,
@@ -262,6 +263,21 @@ def test_pipelines_without_prepare_latents(name, guidance_scale):
     jumped = teleport(older, manifold, **call, generator=seeded())
     assert jumped.evaluations == expected.evaluations == 6
     torch.testing.assert_close(jumped.output, expected.output.images, rtol=1e-5, atol=1e-5)
+    demo = teleport(tiny_demo(make()), manifold, **call, generator=seeded(), output_type="latent")
+    assert demo.evaluations == 6
+    torch.testing.assert_close(demo.output.images, expected.output.images, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_half_precision_stays_half(name):
+    pipeline, (manifold, _) = tiny_latent(getattr(diffusers, name)()), gaussian((4, 8, 8))
+    call = {"class_labels": [1, 4], "num_inference_steps": 8, "guidance_scale": 2.0, "output_type": "latent"}
+    noise = torch.randn(2, 4, 8, 8).bfloat16()
+    precise = teleport(pipeline, manifold, **call, latents=noise.float()).output.images
+    pipeline.to(torch.bfloat16)
+    half = teleport(pipeline, manifold, **call, latents=noise).output.images
+    assert half.dtype == torch.bfloat16
+    assert float((half - precise).norm() / precise.norm()) < 0.1
 
 
 def test_latents_of_the_callers_are_the_noise_and_stay_untouched():

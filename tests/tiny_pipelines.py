@@ -16,7 +16,17 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-__all__ = ["ExactGaussian", "LatentPipeline", "tiny_ddim", "tiny_ddpm", "tiny_dit", "tiny_latent", "tiny_vae"]
+__all__ = [
+    "ExactGaussian",
+    "LatentPipeline",
+    "quiet",
+    "tiny_ddim",
+    "tiny_ddpm",
+    "tiny_demo",
+    "tiny_dit",
+    "tiny_latent",
+    "tiny_vae",
+]
 
 CLASSES = 5
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -74,6 +84,12 @@ def tiny_dit() -> Any:
 
 def tiny_latent(scheduler: Any) -> LatentPipeline:
     return quiet(LatentPipeline(tiny_unet(4, num_class_embeds=CLASSES + 1), tiny_vae(), scheduler))
+
+
+def tiny_demo(scheduler: Any) -> Any:
+    from manifold.demo_model import ClassConditionalPipeline
+
+    return quiet(ClassConditionalPipeline(tiny_vae(), tiny_unet(4, num_class_embeds=CLASSES + 1), scheduler))
 
 
 class ExactGaussian(nn.Module):
