@@ -316,6 +316,13 @@ def search(
         typer.Option(help="What could it come from, what is it heading to, what will it end near?"),
     ] = "endpoint",
     k: Annotated[int, typer.Option("-k", help="Neighbours to return.")] = 10,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Only rows whose metadata meet it: label=3, label in 1,2, width>=512, caption~dog; repeatable.",
+        ),
+    ] = None,
     encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
     as_json: JsonOption = False,
@@ -329,7 +336,7 @@ def search(
 
     answer = search_workspace(
         workspace, query, row=row, sigma=sigma, timestep=timestep, scheduler=scheduler, seed=seed, question=question,
-        k=k, encoder=encoder,
+        k=k, where=where or (), encoder=encoder,
     )  # fmt: skip
     if sheet is not None:
         save_answer(answer, workspace, sheet, encoder=encoder)
@@ -347,6 +354,9 @@ def search(
         score = f"{found[answer.score_name]:.4g}"
         table.add_row(str(rank), str(found["row"]), score, found["image_path"] or "", about)
     out.print(table)
+    if answer.where:
+        given = "; probabilities are given that it is one of them" if answer.score_name == "probability" else ""
+        out.print(f"among the {answer.among:,} images with {' and '.join(answer.where)}{given}")
     if sheet is not None:
         out.print(f"contact sheet: {sheet}")
 

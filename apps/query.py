@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from index.filters import Where, parse_where
 from index.images import RejectedImage, decode_image
 from index.images.decode import Crop
 from index.search import Question, Searcher
@@ -43,10 +44,14 @@ class Answer:
     """(1, C, H, W) state that was searched from."""
     target: Tensor
     """(1, C, H, W) predicted target of that state."""
+    where: tuple[str, ...] = ()
+    """Conditions on the metadata that the neighbours meet."""
+    among: int | None = None
+    """Rows that meet the conditions; None without any."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without the latents."""
-        names = ("name", "question", "alpha", "sigma", "seed", "score_name")
+        names = ("name", "question", "alpha", "sigma", "seed", "score_name", "where", "among")
         return {**{name: getattr(self, name) for name in names}, "neighbours": self.rows}
 
 
@@ -75,6 +80,7 @@ def search_workspace(
     seed: int = 0,
     question: Question = "endpoint",
     k: int = 10,
+    where: Where = (),
     encoder: str | None = None,
 ) -> Answer:
     """Search a workspace from one picture, or from one of its own rows, noised to a level.
@@ -82,7 +88,7 @@ def search_workspace(
     Arguments
         workspace: its folder. query: an image file. row: a row number, instead of an image.
         sigma: noise level with alpha = 1. timestep, scheduler: or a timestep of the diffusers scheduler in a folder.
-        seed: of the noise. question, k: see `Searcher.search`.
+        seed: of the noise. question, k, where: see `Searcher.search`.
         encoder: where the workspace's encoder lies now, if it has moved.
 
     Raises: InputError if neither or both of query and row are given, or the image cannot be used; all of `Searcher.open`
@@ -103,9 +109,10 @@ def search_workspace(
     clean = flat.view(1, *store.shape)
     generator = torch.Generator().manual_seed(seed)
     noisy = alpha * clean + level * torch.randn(clean.shape, generator=generator)
-    hits = searcher.search(noisy, alpha, level, question, k)
+    hits = searcher.search(noisy, alpha, level, question, k, where)
     target = searcher.predict(noisy, alpha, level)
-    return Answer(name, question, alpha, level, seed, hits.score_name, hits.rows(), clean, noisy, target)
+    return Answer(name, question, alpha, level, seed, hits.score_name, hits.rows(), clean, noisy, target,
+                  tuple(map(str, parse_where(where))), hits.among)  # fmt: skip
 
 
 def save_answer(answer: Answer, workspace: str | Path, path: str | Path, *, encoder: str | None = None) -> None:
@@ -132,7 +139,10 @@ def save_answer(answer: Answer, workspace: str | Path, path: str | Path, *, enco
         "target": "What is this state heading to now?",
         "endpoint": "What will the final image be near to?",
     }[answer.question]
-    about = f"{searcher.workspace.manifest.recipe.source}, {len(store):,} images, noise seed {answer.seed}"
+    those = f"{answer.among:,} of {len(store):,}" if answer.where else f"{len(store):,}"
+    about = ", ".join(
+        [searcher.workspace.manifest.recipe.source, f"{those} images", *answer.where, f"noise seed {answer.seed}"]
+    )
     save_sheet(draw_sheet(asked, about, query, found), Path(path))
 
 

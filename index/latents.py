@@ -106,6 +106,12 @@ class LatentStore:
             raise InputError(f"{self.root} holds no latents yet; encode images into it first")
         return pa.concat_tables(tables)
 
+    def metadata_columns(self) -> list[str]:
+        """Names of the metadata columns."""
+        if not self.shards:
+            raise InputError(f"{self.root} holds no latents yet; encode images into it first")
+        return list(self._metadata(0, None).column_names)
+
     def rows(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Metadata of rows by number, in the order asked; each has its row number as `row`."""
         wanted = np.asarray(ids, dtype=np.int64).reshape(-1)

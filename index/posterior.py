@@ -12,19 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .exhaustive import SPARE, numbered_batches
 from .latents import LatentStore
 
 __all__ = ["posterior"]
 
-_BATCH_BYTES = 64 * 2**20
 _BLOCK = 16
 """States in one matrix product. Blocks are filled up, so that a state's numbers do not depend on how many come with it."""
-_SPARE = 32
-"""Rows beyond k whose distances are taken again in float64: float32 orders neighbours this close only roughly."""
 
 
 def posterior(
-    store: LatentStore, mean: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, k: int
+    store: LatentStore,
+    mean: Tensor,
+    x_t: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    k: int,
+    rows: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k most probable rows and their probabilities.
 
@@ -33,33 +37,32 @@ def posterior(
         mean: (d,) float32, subtracted on both sides so that a common offset costs no precision.
         x_t: (m, d) float32 noisy states. alpha, sigma: (m,) float64, both positive.
         k: rows to return, at most n.
+        rows: numbers of the rows it may be, rising; all n unless given.
 
     Returns: ids (m, k) int64 by falling probability, then rising id; probabilities (m, k) float64, which sum to 1 over all
-        rows of the collection, not over the k.
+        rows of the collection, not over the k; with `rows`, over those: they are conditional on its being one of them.
 
     Cost: one pass over the latents, n d multiply-adds for each state. Distances are float32 products about the mean; those of
     the k + 32 nearest rows are taken again in float64.
     """
     if not len(x_t):
         return np.empty((0, k), dtype=np.int64), np.empty((0, k))
-    kept = min(k + _SPARE, len(store))
+    kept = min(k + SPARE, len(store) if rows is None else len(rows))
     centred = x_t - alpha[:, None].float() * mean
     lengths = torch.stack([one.double().square().sum() for one in centred])
     best = torch.full((len(x_t), kept), torch.inf, dtype=torch.float64)
     best_ids = torch.full((len(x_t), kept), -1, dtype=torch.int64)
     log_mass = torch.full((len(x_t),), -torch.inf, dtype=torch.float64)
-    start = 0
-    for batch in store.batches(max(1, _BATCH_BYTES // (4 * store.d))):
-        rows = torch.from_numpy(batch).float() - mean
-        products = _products(centred, rows)
-        squared = lengths[:, None] - 2 * alpha[:, None] * products + alpha[:, None] ** 2 * rows.double().square().sum(1)
+    for numbers, batch in numbered_batches(store, rows):
+        deviations = batch - mean
+        products = _products(centred, deviations)
+        squared = lengths[:, None] - 2 * alpha[:, None] * products
+        squared += alpha[:, None] ** 2 * deviations.double().square().sum(1)
         squared = squared.clamp_min(0)
         mass = [torch.logsumexp(-one / (2 * width**2), 0) for one, width in zip(squared, sigma, strict=True)]
         log_mass = torch.logaddexp(log_mass, torch.stack(mass))
-        numbers = torch.arange(start, start + len(rows)).expand(len(x_t), -1)
         best, chosen = torch.cat([best, squared], 1).topk(kept, largest=False)
-        best_ids = torch.cat([best_ids, numbers], 1).gather(1, chosen)
-        start += len(rows)
+        best_ids = torch.cat([best_ids, numbers.expand(len(x_t), -1)], 1).gather(1, chosen)
     ids = np.empty((len(x_t), k), dtype=np.int64)
     probabilities = np.empty((len(x_t), k))
     for row in range(len(x_t)):

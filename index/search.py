@@ -28,6 +28,8 @@ from manifold.files import read_json, sha256_file
 from manifold.gaussian import GaussianManifold, Level
 
 from .build import INDEX_SCHEMA, latents_checksum
+from .exhaustive import nearest_rows
+from .filters import Condition, Where, parse_where, rows_where
 from .latents import LatentStore
 from .posterior import posterior
 from .statistics import load_manifold
@@ -40,6 +42,7 @@ Question = Literal["source", "target", "endpoint"]
 _CANDIDATES = 20
 """Candidates per neighbour asked for that are ranked exactly."""
 _LEAST_CANDIDATES = 200
+_FILTERS_KEPT = 32
 _BLOCK = 16
 """States in one matrix product."""
 
@@ -55,6 +58,8 @@ class Hits:
     score_name: str
     """`probability`, falling from 1; or `distance`, rising from 0, in latent units."""
     store: LatentStore = field(repr=False)
+    among: int | None = None
+    """Rows that met the conditions of the search; None if it had none. Probabilities are given that it is one of them."""
 
     def rows(self, state: int = 0) -> list[dict[str, Any]]:
         """Metadata of one state's neighbours, best first, each with its `row` number and its score."""
@@ -72,6 +77,7 @@ class Searcher:
         self._store = workspace.latents
         self._index = index
         self._k = min(int(card["k"]), manifold.k)
+        self._filters: dict[tuple[Condition, ...], np.ndarray] = {}
         self._basis: _Basis | None = None
         if card.get("basis", card)["stats_sha256"] != card["stats_sha256"]:
             self._basis = _Basis.of(index, manifold, self._k)
@@ -98,7 +104,9 @@ class Searcher:
         if sha256_file(workspace.index_path) != card["index_sha256"]:
             raise FormatError(f"{workspace.index_path} is damaged, or belongs to another card; {remedy}")
         if latents_checksum(workspace) != card["latents_sha256"]:
-            raise MismatchError(f"{workspace.index_path} was built from other latents; {remedy}")
+            raise MismatchError(
+                f"{workspace.index_path} was built from other latents; finish a stopped add or remove, or {remedy}"
+            )
         manifold = load_manifold(workspace)
         if sha256_file(workspace.stats_path) != card["stats_sha256"]:
             raise MismatchError(f"{workspace.index_path} was built from other statistics; {remedy}")
@@ -111,6 +119,7 @@ class Searcher:
         sigma: Level = 0.0,
         question: Question = "endpoint",
         k: int = 10,
+        where: Where = (),
     ) -> Hits:
         """Neighbours of noisy states x_t = alpha x0 + sigma eps.
 
@@ -119,13 +128,18 @@ class Searcher:
             alpha, sigma: alpha > 0, sigma >= 0; number, () or (n,).
             question: `source`, `target` or `endpoint`; see the module's text.
             k: neighbours for each state; all rows if the collection has fewer.
+            where: conditions on the metadata that a row must meet to be among the hits, such as "label=3" or
+                ["width>=512", "caption~dog"]; see `index.filters`.
 
-        Returns: Hits. `source` gives probabilities over the whole collection; `target` and `endpoint` give distances.
+        Returns: Hits. `source` gives probabilities over the whole collection; `target` and `endpoint` give distances. With
+            conditions, probabilities are over the rows that meet them: given that the source is one of these.
 
-        Raises: InputError (question, k, levels); ShapeError (width); NonFiniteError naming the state.
+        Raises: InputError (question, k, levels, conditions, or no row meets them); ShapeError (width); NonFiniteError naming
+            the state.
 
         Cost: `endpoint` one FAISS search; `target` one pass over the coordinates; `source` one pass over the latents.
-        `source` is exact. The others rank exactly, in float64, 20 k candidates (at least 200) found in the coordinates.
+        `source` is exact. The others rank exactly, in float64, 20 k candidates (at least 200) found in the coordinates. With
+        conditions all three are exact, and take one pass over the latents of the rows that meet them.
         """
         if question not in get_args(Question):
             raise InputError(f"question must be one of {', '.join(get_args(Question))}, it is {question!r}")
@@ -135,24 +149,40 @@ class Searcher:
         a, s = self._level("alpha", alpha, len(flat)), self._level("sigma", sigma, len(flat))
         if bool((a <= 0).any()):
             raise InputError("alpha must be above 0: pure noise says nothing about its source")
-        k = min(k, len(self._store))
+        rows = self._allowed(where)
+        k = min(k, len(self._store) if rows is None else len(rows))
         clean = s == 0
         if question == "source" and not bool(clean.any()):
-            ids, scores = posterior(self._store, self.manifold.mean, flat, a, s, k)
-            return Hits(ids, scores, "probability", self._store)
+            ids, scores = posterior(self._store, self.manifold.mean, flat, a, s, k, rows)
+            return self._hits(ids, scores, "probability", rows)
         if question == "source" and not bool(clean.all()):
             raise InputError("ask for the source of clean and of noisy states in separate calls")
         if question == "target":
-            ids, scores = self._by_prediction(flat, a, s, k)
+            ids, scores = self._by_prediction(flat, a, s, k, rows)
         else:
-            ids, scores = self._by_distance(self._endpoints(flat, a, s), k)
+            ids, scores = self._by_distance(self._endpoints(flat, a, s), k, rows)
         if question == "source":
-            return Hits(ids, _shares(scores), "probability", self._store)
-        return Hits(ids, scores, "distance", self._store)
+            return self._hits(ids, _shares(scores), "probability", rows)
+        return self._hits(ids, scores, "distance", rows)
 
     def predict(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """The predicted target x0_hat of noisy states; see `GaussianManifold.denoise`."""
         return self.manifold.denoise(x_t, alpha, sigma)
+
+    def _hits(self, ids: np.ndarray, scores: np.ndarray, score_name: str, rows: np.ndarray | None) -> Hits:
+        return Hits(ids, scores, score_name, self._store, None if rows is None else len(rows))
+
+    def _allowed(self, where: Where) -> np.ndarray | None:
+        """Numbers of the rows that meet the conditions, kept for the next search with the same; None without any."""
+        conditions = parse_where(where)
+        if not conditions:
+            return None
+        if conditions not in self._filters:
+            rows = rows_where(self._store, conditions)
+            while len(self._filters) >= _FILTERS_KEPT:
+                del self._filters[next(iter(self._filters))]
+            self._filters[conditions] = rows
+        return self._filters[conditions]
 
     def _states(self, x_t: Tensor) -> Tensor:
         flat = self.manifold._flat(x_t)
@@ -184,15 +214,20 @@ class Searcher:
             ends[states] = self.manifold.endpoint(flat[filled], a[filled], s[filled])[: len(states)].double()
         return ends
 
-    def _by_distance(self, targets: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _by_distance(self, targets: Tensor, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Exact nearest latents of full-variance targets."""
         from .faiss_io import nearest
 
-        candidates = nearest(self._index, targets.float().numpy(), self._candidates(k))
+        if rows is None:
+            candidates = nearest(self._index, targets.float().numpy(), self._candidates(k))
+        else:
+            candidates = nearest_rows(self._store, rows, self.manifold.mean, targets, k)
         ones = torch.ones(self._k, dtype=torch.float64)
         return self._rank_exactly(targets, candidates, [ones] * len(targets), 1.0, k)
 
-    def _by_prediction(self, flat: Tensor, a: Tensor, s: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _by_prediction(
+        self, flat: Tensor, a: Tensor, s: Tensor, k: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Nearest expected predictions: sum over modes of g^2 (query - row)^2 with the query unshrunk, y / alpha."""
         from .faiss_io import coordinates
 
@@ -200,6 +235,13 @@ class Searcher:
         gains = _decided(variances, a[:, None], s[:, None])
         unshrunk = (flat - a[:, None].float() * self.manifold.mean).double() / a[:, None]
         tail = _decided(torch.tensor([self._tail_var()], dtype=torch.float64), a[:, None], s[:, None])
+        targets = unshrunk + self.manifold.mean.double()
+        if allowed is not None:
+            vectors = self.manifold.eigvecs[:, : self._k]
+            candidates = nearest_rows(
+                self._store, allowed, self.manifold.mean, targets, k, vectors=vectors, gains=gains, tail=tail
+            )
+            return self._rank_exactly(targets, candidates, list(gains), tail, k)
         if self._basis is None:
             query, weights = unshrunk @ self.manifold.eigvecs[:, : self._k].double(), gains**2
         else:
@@ -214,7 +256,6 @@ class Searcher:
             numbers = torch.arange(start, start + len(rows)).expand(len(flat), -1)
             best, chosen = torch.cat([best, squared], 1).topk(wanted, largest=False)
             ids = torch.cat([ids, numbers], 1).gather(1, chosen)
-        targets = unshrunk + self.manifold.mean.double()
         return self._rank_exactly(targets, ids.numpy(), list(gains), tail, k)
 
     def _tail_var(self) -> float:

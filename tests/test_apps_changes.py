@@ -49,3 +49,15 @@ def test_remove_says_what_it_did(root):
     fails(manifold("remove", root / "ws", "03"), "no image with the key '03'; nothing was removed")
     fails(manifold("remove", root / "ws"), "name the keys of the images to remove")
     fails(manifold("remove", root / "ws", "--keys-from", root / "nowhere.txt"), "one key a line")
+
+
+def test_search_where(root):
+    found = json.loads(manifold("search", root / "ws", "--row", 3, "--where", "key in 03,05,07", "--json").stdout)
+    assert {row["key"] for row in found["neighbours"]} == {"03", "05", "07"}
+    assert (found["where"], found["among"]) == (["key in 03,05,07"], 3)
+    arguments = ("--sigma", 1, "--question", "source", "--where", "width>20", "--where", "key~1")
+    done = manifold("search", root / "ws", "--row", 3, *arguments, "--sheet", root / "sheet.png")
+    assert "among the 12 images with width>20 and key~1; probabilities are given that it is one of them" in done.stdout
+    assert (root / "sheet.png").stat().st_size > 1000
+    fails(manifold("search", root / "ws", "--row", 3, "--where", "label=1"), "no row meets label=1")
+    fails(manifold("search", root / "ws", "--row", 3, "--where", "label"), "a column, a sign and a value")
