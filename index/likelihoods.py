@@ -6,6 +6,7 @@ The density is that of the leading directions with an isotropic tail,
 
 because the trailing eigenvalues of a collection with few images are zero, or too small to divide by. A low value is far from
 the mean, in units of what is usual along each direction; it says that an image is unusual, not that it is wrong.
+In a collection of few images a strange one bends a direction toward itself and looks usual; a smaller `k` shows it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The pages of the explorer under Streamlit's own test driver: what they show, answer to, and say of faults."""
 
+import base64
 import csv
 import io
 import json
@@ -104,7 +105,7 @@ def test_the_first_page_by_its_address(workspace):
     assert page.title[0].value == "Spectrum"
 
 
-@pytest.mark.parametrize("only", ["spectrum", "directions", "outline", "retrieve"])
+@pytest.mark.parametrize("only", ["spectrum", "directions", "outline", "retrieve", "mapping", "health"])
 def test_without_a_workspace_a_page_says_what_to_do(tmp_path, only):
     page = AppTest.from_function(script, args=([str(tmp_path / "nowhere")], only), default_timeout=60).run()
     assert not page.exception
@@ -200,7 +201,7 @@ def test_the_length_of_an_edit_is_that_of_the_library(workspace):
 
     page = open_page("directions", workspace, d2="3", start="image", row="5")
     length = 3 * float(load_manifold(Workspace.open(workspace)).eigvals[1]) ** 0.5
-    assert any(f"1 directions moved, step of length {length:.3g}" in text for text in captions(page)), captions(page)
+    assert any(f"1 direction moved, step of length {length:.3g}" in text for text in captions(page)), captions(page)
     assert any(text.startswith("start: row 5") for text in captions(page))
 
 
@@ -300,6 +301,58 @@ def test_without_an_index_retrieve_says_what_to_run(workspace, tmp_path):
     shutil.rmtree(copy / "index")
     page = open_page("retrieve", copy)
     assert "manifold index" in page.info[0].value
+
+
+def test_the_map_shows_every_image_by_its_coordinates(workspace):
+    from index.coordinates import eigen_coordinates
+
+    page = open_page("mapping", workspace)
+    every_figure_can_be_read(page)
+    rows = eigen_coordinates(workspace).numpy()
+    for x, y in ((1, 2), (3, 1)):
+        page.number_input(key="x").set_value(x).run()
+        page.number_input(key="y").set_value(y).run()
+        chart = figures(sound(page))[0]
+        assert titles(chart) == tuple(f"coordinate on direction {one} (latent units)" for one in (x, y))
+        placed = {}
+        for trace in chart["data"]:
+            for row, *place in zip(*(decoded(trace[name]) for name in ("customdata", "x", "y")), strict=True):
+                placed[int(row)] = place
+        shown = np.array([placed[row] for row in range(len(rows))])
+        np.testing.assert_allclose(shown, rows[:, [x - 1, y - 1]], rtol=1e-5, atol=1e-5)
+    for colour in ("likelihood", "nothing", "cluster"):
+        page.segmented_control(key="colour").set_value(colour).run()
+        sound(page)
+
+
+def decoded(values) -> np.ndarray:
+    """A column of a figure, which plotly writes as base64 where it is an array."""
+    if isinstance(values, dict):
+        return np.frombuffer(base64.b64decode(values["bdata"]), dtype=values["dtype"])
+    return np.array(values)
+
+
+def test_selected_points_are_rows():
+    from manifold_apps.explorer.mapping import _rows
+
+    points = [{"customdata": 7}, {"customdata": [3]}, {"customdata": 7}, {"customdata": None}]
+    assert _rows({"selection": {"points": points}}) == [3, 7]
+    assert _rows(None) == []
+
+
+def test_health_names_what_is_wrong(workspace):
+    page = open_page("health", workspace)
+    every_figure_can_be_read(page)
+    shown = {metric.label: metric.value for metric in page.metric}
+    assert (shown["Inputs"], shown["Images"], shown["Rejected"]) == ("122", "121", "1")
+    assert list(page.dataframe[0].value["reason"]) == ["not an image"]
+    before = pictures(page)
+    assert before == 12
+    page.number_input(key="outliers").set_value(2).run()
+    assert pictures(sound(page)) == 12
+    page.toggle(key="duplicates").set_value(True).run()
+    sound(page)
+    assert any("rows 3 and 120" in text and "0.0%" in text for text in captions(page))
 
 
 def test_the_table_of_a_figure():

@@ -30,6 +30,8 @@ PAGES = (
     PageEntry("directions", "Directions", ":material/tune:"),
     PageEntry("outline", "Outline first", ":material/blur_on:"),
     PageEntry("retrieve", "Retrieve", ":material/image_search:"),
+    PageEntry("mapping", "Map", ":material/scatter_plot:"),
+    PageEntry("health", "Health", ":material/health_and_safety:"),
 )
 
 
@@ -38,6 +40,8 @@ _STYLE = """<style>
 @media (max-width: 1000px) {.stMainBlockContainer {padding-left: 1.5rem; padding-right: 1.5rem}}
 @media (max-width: 720px) {[class*="st-key-pair"] .stColumn {min-width: 100%}}
 @media (min-width: 640px) {.stColumn:has(.st-key-sticky) {align-self: flex-start; position: sticky; top: 4rem}}
+.st-key-sticky .stColumn {min-width: 0}
+.stMainBlockContainer h1 {font-size: 2.1rem; padding: 0.2rem 0}
 </style>"""
 """Two figures stand side by side where each has 330 pixels or more, and below each other where they have not."""
 

@@ -169,9 +169,10 @@ def _pictures(opened: Opened, start: Start, edit: Edit) -> None:
     control = edit.control(opened.manifold, torch.Generator().manual_seed(0))
     edited, beside = start.latent + step.float(), start.latent + control.float()
     pictures = decode(opened, torch.cat([edited, start.latent, beside]))
+    moved = f"{len(edit.amounts)} direction{'' if len(edit.amounts) == 1 else 's'}"
     show(
         pictures[0],
-        f"edited: {len(edit.amounts)} directions moved, step of length {float(step.norm()):.3g} (latent units)",
+        f"edited: {moved} moved, step of length {float(step.norm()):.3g} (latent units)",
     )
     first, second = st.columns(2, wrap=False)
     with first:

@@ -114,6 +114,7 @@ def emergence_figure(curves: dict[int, list[float]], sigma: float) -> go.Figure:
     for number, (rank, curve) in enumerate(curves.items()):
         line = {"color": SERIES[number % len(SERIES)], "width": 2}
         drawn.add_scatter(x=LEVELS, y=[100 * share for share in curve], mode="lines", name=f"{rank}", line=line)
+    drawn.update_layout(legend={"title": {"text": "direction "}})
     drawn.add_vline(x=sigma, line={"color": AMBER, "width": 2})
     drawn.update_xaxes(autorange="reversed")
     drawn.update_yaxes(range=[0, 104])

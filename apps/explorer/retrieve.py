@@ -64,7 +64,7 @@ def _search(opened: Opened, start: Start) -> None:
     st.caption(_ASKED[question])
     pictures = decode(opened, torch.cat([start.latent, same_size(x_t, start.latent), target]))
     captions = (f"query: {start.about}", f"x_t at σ = {sigma:g}", "x0_hat, predicted target")
-    columns = st.columns([2, 2, 2, 3], gap="medium", wrap=False)
+    columns = st.columns(_A_ROW, gap="small", wrap=False)
     for column, picture, caption in zip(columns[:3], pictures, captions, strict=True):
         with column:
             show(picture, caption)

@@ -11,12 +11,12 @@ from torch import Tensor
 from manifold.covariance import LowRankCovariance
 from manifold.diagnostics import Diagnostics, diagnose, verdict
 from manifold.errors import ManifoldError
-from manifold.reproducibility import SplitHalf, split_half
+from manifold.reproducibility import SplitHalf
 from manifold.spectrum import SHARES, power_law_line
 
 from .figures import AMBER, BLUE, GREY, SERIES, figure, pair, show_figure
 from .loading import Opened, open_workspace, sentence
-from .work import Watched, working
+from .measured import halves
 
 __all__ = ["page"]
 
@@ -81,22 +81,17 @@ def _count(needed: int | None, opened: Opened) -> str:
 
 def _halves(opened: Opened) -> SplitHalf | None:
     """The comparison of two halves, if the reader asked for it."""
-    key = f"split {opened.token}"
     if not isinstance(opened.manifold.covariance, LowRankCovariance):
         return None
-    if key not in st.session_state:
-        asked = st.button(
-            "How far can it be trusted?",
-            icon=":material/rule:",
-            help="Fits two halves of the images apart and compares their directions: one pass and two eigendecompositions.",
-        )
-        if not asked:
-            return None
-        with working("Comparing two halves") as progress, st.spinner("Decomposing …", show_time=True):
-            st.session_state[key] = split_half(Watched(opened.store, progress))
+    found = halves(opened, make_it=False)
+    if found is None and st.button(
+        "How far can it be trusted?",
+        icon=":material/rule:",
+        help="Fits two halves of the images apart and compares their directions: one pass and two eigendecompositions.",
+    ):
+        halves(opened, make_it=True)
         st.rerun()
-    split: SplitHalf = st.session_state[key]
-    return split
+    return found
 
 
 def _other(others: tuple[str, ...]) -> Opened | None:

@@ -7,8 +7,9 @@ page; a bar that is drawn again at every report is such a message, so the work e
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import streamlit as st
@@ -16,9 +17,12 @@ import streamlit as st
 from index.progress import Progress
 from manifold.rows import RowStore
 
-__all__ = ["Watched", "working"]
+__all__ = ["Watched", "kept", "known", "working"]
 
 _EVERY_S = 0.1
+_KEPT = 24
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -39,6 +43,30 @@ def working(what: str) -> Iterator[Progress]:
         yield report
     finally:
         bar.empty()
+
+
+def kept(key: Hashable, make: Callable[[], T]) -> T:
+    """The result of `make`, from memory if it was made before under this key; the latest 24 are kept, for all readers.
+
+    For work that draws a bar, which a function cached by Streamlit itself must not.
+    """
+    results = _results()
+    if key not in results:
+        results[key] = make()
+        while len(results) > _KEPT:
+            del results[next(iter(results))]
+    value: T = results[key]  # type: ignore[assignment]
+    return value
+
+
+def known(key: Hashable) -> bool:
+    """Whether `kept` has a result under this key."""
+    return key in _results()
+
+
+@st.cache_resource(show_spinner=False)
+def _results() -> dict[Hashable, object]:
+    return {}
 
 
 class Watched:
