@@ -69,7 +69,8 @@ def clip(
         ),
     ],
     images: Annotated[
-        Path | None, typer.Option(help="The collection that was encoded. [default: looked for beside the workspace]")
+        list[Path] | None,
+        typer.Option(help="The collection that was encoded; repeat for several. [default: looked for beside WS]"),
     ] = None,
     image_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column with the images, for tables that have several.")
@@ -88,7 +89,7 @@ def clip(
 
     with long_work() as progress:
         store = embed_workspace(
-            workspace, model, images, image_column=image_column, device=device, batch_size=batch_size, workers=workers,
+            workspace, model, images or (), image_column=image_column, device=device, batch_size=batch_size, workers=workers,
             progress=progress,
         )  # fmt: skip
     out.print(f"embedded {len(store):,} images: {store.card.spec.d:,} values each, by {store.card.spec.id}")

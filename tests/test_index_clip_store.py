@@ -17,7 +17,7 @@ from index.clip import ClipModel, ClipSearcher, ClipStore, embed_workspace
 from index.clip.store import card_path, embeddings_file, index_file
 from index.encode import encode_images
 from index.images.embeddings import EmbeddingSource
-from manifold.errors import FormatError, InputError, MismatchError, NotFittedError, ShapeError
+from manifold.errors import FormatError, InputError, ManifoldWarning, MismatchError, NotFittedError, ShapeError
 
 COUNT = 45
 
@@ -107,7 +107,7 @@ def test_search_is_brute_force_over_cosines(workspace, photos, rng):
 def test_a_stopped_run_continues_and_ends_with_the_same_bytes(workspace, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", workspace
     shutil.copytree(workspace, whole)
-    embed_workspace(whole, model(), tmp_path / "photos", workers=0, batch_size=4)
+    embed_workspace(whole, model(), [tmp_path / "photos"], workers=0, batch_size=4)
 
     class StopError(Exception):
         pass
@@ -143,20 +143,20 @@ def test_parts_that_do_not_belong_together_are_refused(workspace, photos, tmp_pa
     shutil.copytree(workspace, other)
     shutil.rmtree(other / "clip")
     (photos / "99.png").write_bytes((photos / "00.png").read_bytes())
-    with pytest.raises(MismatchError, match="not the collection"):
-        embed_workspace(other, model(), photos, workers=0)
+    with pytest.raises(MismatchError, match="not a collection that"):
+        embed_workspace(other, model(), [photos], workers=0)
     moved = photos.rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="say where with --images"):
         embed_workspace(other, model(), workers=0)
     (moved / "99.png").unlink()
-    embed_workspace(other, model(), moved, workers=0)
+    embed_workspace(other, model(), [moved], workers=0)
 
 
 def test_an_image_that_has_become_unreadable_is_named(workspace, photos):
     path = photos / "21.png"
     size = path.stat().st_size
     path.write_bytes(b"\0" * size)
-    with pytest.raises(MismatchError, match=r"was 21.png and usable .* \(not an image\)"):
+    with pytest.raises(MismatchError, match=r"21.png was usable .* \(not an image\)"):
         embed_workspace(workspace, model(), workers=0)
 
 
@@ -201,3 +201,34 @@ def test_imported_embeddings_have_no_images(tmp_path, rng):
     root = encode_images(tmp_path / "rows.npy", tmp_path / "ws").root
     with pytest.raises(InputError, match="imported from embeddings"):
         embed_workspace(root, model())
+
+
+def test_after_images_were_added_and_removed_the_rows_still_fit(photos, workspace, tmp_path):
+    """The folder grows in the middle, another collection has the same names, and two images go."""
+    from index.add import add_images
+    from index.remove import remove_images
+
+    embed_workspace(workspace, model(), workers=0)
+    rng = np.random.default_rng(8)
+    others = tmp_path / "others"
+    others.mkdir()
+    for folder, name in ((photos, "03b.png"), (photos, "zz.png"), (others, "03.png"), (others, "50.png")):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((20, 14), Image.Resampling.BICUBIC).save(folder / name)
+    add_images(photos, workspace, workers=0, max_rejects=0.5)
+    add_images(others, workspace, prefix="more/", workers=0)
+    with pytest.warns(ManifoldWarning, match="clip in .* may still hold something of the removed images"):
+        remove_images(workspace, ["05", "44"])
+    with pytest.raises(MismatchError, match="made for other latents"):
+        ClipStore.open(workspace)
+    shutil.rmtree(workspace / "clip")
+    store = embed_workspace(workspace, model(), workers=0, batch_size=4)
+    keys = store.workspace.latents.metadata(["key"])["key"].to_pylist()
+    assert keys[-4:] == ["03b", "zz", "more/03", "more/50"]
+    mine, theirs = (dict(zip(*expected(folder, model()), strict=True)) for folder in (photos, others))
+    rows = [theirs[key[5:] + ".png"] if key.startswith("more/") else mine[key + ".png"] for key in keys]
+    assert len(rows) == COUNT + 2
+    np.testing.assert_allclose(store.embeddings(), np.array(rows), atol=2e-3)
+    shutil.rmtree(workspace / "clip")
+    with pytest.raises(MismatchError, match=r"03.png, row 45 .* name every collection"):
+        embed_workspace(workspace, model(), [photos], workers=0)

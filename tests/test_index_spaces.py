@@ -89,7 +89,7 @@ def test_what_cannot_be_compared_is_said(workspace, tmp_path):
     bare = encode_images(workspace.parent / "pictures.parquet", tmp_path / "ws", size=16, workers=0).root
     with pytest.raises(NotFittedError, match="no CLIP embeddings yet"):
         compare_spaces(bare)
-    embed_workspace(bare, projection_model(), workspace.parent / "pictures.parquet", workers=0)
+    embed_workspace(bare, projection_model(), [workspace.parent / "pictures.parquet"], workers=0)
     with pytest.raises(NotFittedError, match="no statistics yet"):
         compare_spaces(bare)
 

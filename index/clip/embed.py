@@ -1,14 +1,16 @@
 """Embedding a workspace's images with CLIP: the same images, in the same order, one file for each shard of latents.
 
-A workspace keeps no images, only where they lie in their collection, so the collection is read again, and must be the one
-that was encoded. A run that is killed continues with the first file that is missing.
+The images are read again from their collection (see `index.originals`), cut as they were for the latents. A run that is
+killed continues with the first file that is missing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,9 @@ import pyarrow.parquet as pq
 import torch
 
 from index.build import latents_checksum
-from index.images import Decoded, ImageSource, decode_stream, open_images
+from index.images import Decoded, decode_stream
+from index.originals import Originals, open_originals
 from index.progress import Progress, silent
-from index.shards import read_rejects
 from index.workspace import Workspace, writing
 from manifold.errors import InputError, MismatchError
 from manifold.files import atomic_path, sha256_file
@@ -27,13 +29,13 @@ from manifold.files import atomic_path, sha256_file
 from .model import ClipModel, open_clip_model
 from .store import ClipCard, ClipSpec, ClipStore, card_path, embeddings_file, index_file, metadata_file
 
-__all__ = ["embed_workspace", "find_collection"]
+__all__ = ["embed_workspace"]
 
 
 def embed_workspace(
     workspace: str | Path,
     clip: str | ClipModel,
-    images: str | Path | None = None,
+    images: Sequence[str | Path] = (),
     *,
     image_column: str | None = None,
     device: str | None = None,
@@ -46,7 +48,7 @@ def embed_workspace(
     Arguments
         workspace: its folder; encoding must be complete.
         clip: a model as `open_clip_model` names it, or an opened one.
-        images: the collection that was encoded; looked for beside the workspace and in the working folder unless given.
+        images: the collections that were encoded; looked for beside the workspace and in the working folder unless given.
         image_column: column with the images, for tables that have several.
         device: where the model runs; CUDA if there is one.
         batch_size: images per forward pass. workers: decoding processes; 0 decodes in this process.
@@ -64,7 +66,7 @@ def embed_workspace(
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     opened = Workspace.open(workspace)
     opened.require_complete()
-    collection = find_collection(opened, images, image_column=image_column)
+    originals = open_originals(opened, images, image_column=image_column)
     model = open_clip_model(clip, device=device) if isinstance(clip, str) else clip
     with writing(opened.root):
         card = _begin(opened, model.spec)
@@ -72,57 +74,22 @@ def embed_workspace(
         count, done = len(shards), sum(card.rows)
         known = opened.latents.metadata(["image_path", "key", "caption", "label"])
         progress("clip", done, opened.manifest.count)
-        for number in range(len(card.files), count):
-            about = known.slice(done, shards[number].rows)
-            parts = []
-            for pixels in _pictures(
-                opened, collection, about, done, model.spec.image_size, card.crop, batch_size, workers
-            ):
-                parts.append(model.encode_images(pixels).numpy().astype(np.float16))
-                done += len(pixels)
-                progress("clip", done, opened.manifest.count)
-            rows = np.concatenate(parts)
-            path = embeddings_file(opened.root, number, count)
-            with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.save(file, rows, allow_pickle=False)
-            with atomic_path(metadata_file(opened.root, number, count)) as temporary:
-                pq.write_table(about, temporary)
-            card = card.with_file(sha256_file(path), len(rows))
-            card.write(card_path(opened.root))
+        stream = _pictures(opened, originals, model.spec.image_size, card.crop, done, workers)
+        with closing(stream):
+            for number in range(len(card.files), count):
+                first, stop = done, done + shards[number].rows
+                parts = []
+                while done < stop:
+                    pixels = torch.from_numpy(np.stack(list(islice(stream, min(batch_size, stop - done)))))
+                    parts.append(model.encode_images(pixels.permute(0, 3, 1, 2)).numpy().astype(np.float16))
+                    done += len(pixels)
+                    progress("clip", done, opened.manifest.count)
+                card = _commit(opened, card, number, np.concatenate(parts), known.slice(first, stop - first))
         if card.index_sha256 is None:
             _index(opened.root, card)
             card = replace(card, index_sha256=sha256_file(index_file(opened.root)))
             card.write(card_path(opened.root))
     return ClipStore.open(opened)
-
-
-def find_collection(
-    workspace: Workspace, images: str | Path | None = None, *, image_column: str | None = None
-) -> ImageSource:
-    """The collection that a workspace was encoded from, opened again.
-
-    Raises: InputError if it is not found, or the workspace was imported from embeddings; MismatchError if it is another,
-        or has changed.
-    """
-    recipe = workspace.manifest.recipe
-    if recipe.crop == "none":
-        raise InputError(f"{workspace.root} was imported from embeddings, so there are no images to embed with CLIP")
-    places = (
-        [Path(images)] if images is not None else [workspace.root.resolve().parent / recipe.source, Path(recipe.source)]
-    )
-    found = next((place for place in places if images is not None or place.exists()), None)
-    if found is None:
-        raise InputError(
-            f"the images of {workspace.root} are needed, and {recipe.source} lies neither beside it nor here; "
-            "say where with --images"
-        )
-    collection = open_images(found, image_column=image_column)
-    if len(collection) != recipe.inputs or collection.fingerprint() != recipe.fingerprint:
-        raise MismatchError(
-            f"{found} is not the collection that {workspace.root} was encoded from, or has changed since "
-            f"({len(collection):,} images there, {recipe.inputs:,} then); name the right one with --images"
-        )
-    return collection
 
 
 def _begin(workspace: Workspace, spec: ClipSpec) -> ClipCard:
@@ -144,43 +111,35 @@ def _begin(workspace: Workspace, spec: ClipSpec) -> ClipCard:
 
 
 def _pictures(
-    workspace: Workspace,
-    collection: ImageSource,
-    known: pa.Table,
-    first_row: int,
-    size: int,
-    crop: str,
-    batch_size: int,
-    workers: int,
-) -> Iterator[torch.Tensor]:
-    """The images of a shard as uint8 (m, 3, size, size) with m <= batch_size, in order.
+    workspace: Workspace, originals: Originals, size: int, crop: str, first_row: int, workers: int
+) -> Generator[np.ndarray, None, None]:
+    """The images of the rows from `first_row` on, (size, size, 3) uint8 each.
 
-    Raises: MismatchError if an image that was encoded cannot be read any more, or has another name.
+    Raises: MismatchError if an image that was encoded cannot be read any more.
     """
-    rejected = np.array([reject["input"] for reject in read_rejects(workspace)], dtype=np.int64)
-    used = np.delete(np.arange(workspace.manifest.recipe.inputs), rejected)
-    expected = known["image_path"].to_pylist()
-    wanted = iter(zip(used[first_row : first_row + len(expected)].tolist(), expected, strict=True))
-    position, name = next(wanted)
-    batch: list[np.ndarray] = []
-    for items in decode_stream(collection, size, crop, start=position, workers=workers):
+    if first_row == len(originals):
+        return
+    for items in decode_stream(originals, size, crop, start=first_row, workers=workers):
         for item in items:
-            if item.position != position:
-                continue
-            if not isinstance(item, Decoded) or item.image_path != name:
+            if not isinstance(item, Decoded):
                 raise MismatchError(
-                    f"image {position} of the collection was {name} and usable when {workspace.root} was encoded, "
-                    f"now it is {item.image_path}{'' if isinstance(item, Decoded) else f' ({item.reason})'}; "
+                    f"{item.image_path} was usable when {workspace.root} was encoded, now it is not ({item.reason}); "
                     "restore the collection, or encode it again into a new folder"
                 )
-            batch.append(item.pixels)
-            following = next(wanted, None)
-            if len(batch) == batch_size or following is None:
-                yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
-                batch = []
-            if following is None:
-                return
-            position, name = following
+            yield item.pixels
+
+
+def _commit(workspace: Workspace, card: ClipCard, number: int, rows: np.ndarray, about: pa.Table) -> ClipCard:
+    """Write the embeddings and metadata of a shard; the card that names them comes last."""
+    count = len(workspace.latents.shards)
+    path = embeddings_file(workspace.root, number, count)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, rows, allow_pickle=False)
+    with atomic_path(metadata_file(workspace.root, number, count)) as temporary:
+        pq.write_table(about, temporary)
+    card = card.with_file(sha256_file(path), len(rows))
+    card.write(card_path(workspace.root))
+    return card
 
 
 def _index(root: Path, card: ClipCard) -> None:
