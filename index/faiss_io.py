@@ -26,8 +26,9 @@ import numpy as np
 from manifold.errors import FormatError
 
 __all__ = [
-    "INVERTED", "KINDS", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "empty_file", "nearest",
-    "new_index", "read_index", "read_whole_index", "set_effort", "storage_of", "take", "train", "version", "write_index",
+    "INVERTED", "KINDS", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "empty_file", "gpu_resources",
+    "has_gpu", "knn_on_gpu", "nearest", "new_index", "read_index", "read_whole_index", "set_effort", "storage_of", "take",
+    "train", "version", "write_index",
 ]  # fmt: skip
 
 faiss: Any = _faiss
@@ -249,6 +250,8 @@ def set_effort(index: Any, effort: int) -> bool:
 
 def nearest(index: Any, vectors: np.ndarray, k: int) -> np.ndarray:
     """Row numbers (n, k) of the vectors nearest in the index's coordinates; -1 only where it has fewer than k rows."""
+    if not isinstance(index, faiss.Index):
+        return index.nearest(vectors, k)
     x = np.ascontiguousarray(vectors, dtype=np.float32)
     _, ids = index.search(x, k)
     wanted = min(k, index.ntotal)
@@ -256,6 +259,44 @@ def nearest(index: Any, vectors: np.ndarray, k: int) -> np.ndarray:
     if short.size:
         ids[short] = _everywhere(index, x[short], k, wanted)
     return ids
+
+
+def has_gpu() -> bool:
+    """Whether the FAISS installed can use a GPU, and there is one."""
+    return bool(faiss.get_num_gpus())
+
+
+def gpu_resources() -> Any:
+    """Working memory of FAISS on a GPU."""
+    return faiss.StandardGpuResources()
+
+
+def knn_on_gpu(resources: Any, queries: Any, rows: Any, ids: Any, distances: Any, stream: int) -> None:
+    """Exact nearest rows by L2, on the device where all tensors lie, contiguous.
+
+    By pointers: `faiss.contrib.torch_utils` would do the same, and teach all of FAISS to return tensors as well.
+
+    Arguments
+        queries: (n, k) float16. rows: (m, k) float16. ids: (n, found) int64 and distances: (n, found) float32, written to.
+        stream: the CUDA stream that the tensors are made and read on.
+    """
+    device = rows.device.index
+    arguments = faiss.GpuDistanceParams()
+    arguments.metric, arguments.k, arguments.dims, arguments.device = (
+        faiss.METRIC_L2,
+        ids.shape[1],
+        rows.shape[1],
+        device,
+    )
+    arguments.vectors, arguments.numVectors = faiss.cast_integer_to_void_ptr(rows.data_ptr()), len(rows)
+    arguments.queries, arguments.numQueries = faiss.cast_integer_to_void_ptr(queries.data_ptr()), len(queries)
+    arguments.vectorType = arguments.queryType = faiss.DistanceDataType_F16
+    arguments.vectorsRowMajor = arguments.queriesRowMajor = True
+    arguments.outDistances = faiss.cast_integer_to_float_ptr(distances.data_ptr())
+    arguments.outIndices = faiss.cast_integer_to_void_ptr(ids.data_ptr())
+    arguments.outIndicesType = faiss.IndicesDataType_I64
+    resources.setDefaultStream(device, faiss.cast_integer_to_cudastream_t(stream))
+    faiss.bfKnn(resources, arguments)
 
 
 def _everywhere(index: Any, x: np.ndarray, k: int, wanted: int) -> np.ndarray:
@@ -277,6 +318,8 @@ def _everywhere(index: Any, x: np.ndarray, k: int, wanted: int) -> np.ndarray:
 
 def coordinates(index: Any, start: int, count: int) -> np.ndarray:
     """Stored eigen-coordinates of rows `start` to before `start + count`, as precise as their codes: (count, k) float32."""
+    if not isinstance(index, faiss.Index):
+        return index.coordinates(start, count)
     storage = storage_of(index)
     if isinstance(storage, faiss.IndexRaBitQ) and storage.rabitq.nb_bits > 1:
         rows = _decoded(storage, start, count)

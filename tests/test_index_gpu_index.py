@@ -1,0 +1,81 @@
+"""Search on a GPU against search on the processor; without a GPU, everything but the kernel, and what is said."""
+
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from index import faiss_io
+from index.gpu_index import GpuIndex, to_gpu
+from manifold.errors import InputError, MissingExtraError
+
+needs_faiss_gpu = pytest.mark.skipif(
+    not (torch.cuda.is_available() and faiss.get_num_gpus()), reason="needs a CUDA device and faiss-gpu"
+)
+D, K, N = 40, 16, 2500
+
+
+@pytest.fixture
+def rows(rng):
+    return (rng.standard_normal((N, D)) / np.arange(1, D + 1) + 3).astype(np.float32)
+
+
+def built(kind, rows):
+    vectors = np.eye(D, K, dtype=np.float32)
+    index = faiss_io.new_index(
+        np.full(D, 3, dtype=np.float32), vectors, kind, eigvals=1 / np.arange(1, K + 1) ** 2, lists=16, groups=8
+    )
+    coords = faiss_io.eigen_coordinates(index, rows)
+    faiss_io.train(index, coords)
+    faiss_io.take(index, coords)
+    faiss_io.set_effort(index, 512)
+    return index
+
+
+@needs_faiss_gpu
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_the_gpu_finds_what_the_processor_finds(kind, rows):
+    index = built(kind, rows)
+    on_gpu = to_gpu(index)
+    for k in (10, N + 5):
+        here, there = faiss_io.nearest(index, rows[:50], k), faiss_io.nearest(on_gpu, rows[:50], k)
+        shared = [np.isin(a, b).mean() for a, b in zip(here, there, strict=True)]
+        assert np.mean(shared) > 0.95
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_all_but_the_kernel(kind, rows, monkeypatch):
+    """A brute force in torch stands in for the kernel: projection, decoding and shapes are ours, and are what is tested."""
+
+    def kernel(resources, queries, held, ids, distances, stream):
+        assert queries.dtype == held.dtype == torch.float16
+        far, nearest = torch.cdist(queries.float(), held.float()).topk(ids.shape[1], largest=False)
+        ids.copy_(nearest)
+        distances.copy_(far)
+
+    monkeypatch.setattr(faiss_io, "knn_on_gpu", kernel)
+    monkeypatch.setattr(faiss_io, "gpu_resources", lambda: None)
+    index = built(kind, rows)
+    held = GpuIndex(index, torch.device("cpu"))
+    stored = faiss_io.coordinates(index, 700, 300)
+    np.testing.assert_allclose(faiss_io.coordinates(held, 700, 300), stored, atol=1e-2, rtol=1e-2)
+    far = np.linalg.norm((rows[:20, None, :K] - 3) - faiss_io.coordinates(index, 0, N)[None], axis=2)
+    found = faiss_io.nearest(held, rows[:20], 10)
+    shared = [np.isin(np.argsort(row)[:10], ids).mean() for row, ids in zip(far, found, strict=True)]
+    assert np.mean(shared) > 0.95
+    more = faiss_io.nearest(held, rows[:3], N + 5)
+    assert [len(set(ids[ids >= 0].tolist())) for ids in more] == [N, N, N]
+
+
+def test_what_is_missing_is_said(rows, monkeypatch):
+    index = built("Flat", rows)
+    with pytest.raises(InputError, match="copied to a CUDA device, cpu is none"):
+        to_gpu(index, "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    with pytest.raises(MissingExtraError, match="needs faiss-gpu or faiss-gpu-cuvs in place of faiss-cpu"):
+        to_gpu(index)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    with pytest.raises(InputError, match=r"need 0.0 GiB on cuda, 0.0 GiB are free"):
+        to_gpu(index)
