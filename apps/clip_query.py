@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Group
 from rich.table import Table
 
@@ -17,7 +18,7 @@ from index.images import RejectedImage, decode_image
 from index.spaces import SpaceComparison
 from manifold.errors import InputError
 
-from .sheet import Panel, draw_sheet, save_sheet
+from .sheet import Panel, draw_sheet, plan, save_sheet
 
 __all__ = ["ClipAnswer", "comparison_text", "search_clip"]
 
@@ -85,14 +86,15 @@ def search_clip(
         wanted = [found["row"] for found in answer.rows]
         latents = torch.from_numpy(store.read(wanted if row is None else [*wanted, row])).float().view(-1, *store.shape)
         images = list(decoder.decode(latents).permute(0, 2, 3, 1).numpy())
-        asked = images.pop() if row is not None else pixels if pixels is not None else _words_alone(images[0])
+        asked = images.pop() if row is not None else pixels
         panels = [
             Panel(image, f"{rank}. {_about(found) or found['image_path']}", f"cosine {found['cosine']:.3f}")
             for rank, (found, image) in enumerate(zip(answer.rows, images, strict=True), 1)
         ]
-        heading = f"“{text}”" if text is not None else "Nearest in CLIP's space"
+        if asked is None:
+            asked = _words_as_picture(name, plan([], panels).cell)
         about = f"{opened.manifest.recipe.source}, {len(store):,} images, by {answer.clip}"
-        save_sheet(draw_sheet(heading, about, [Panel(asked, "query", name)], panels), Path(sheet))
+        save_sheet(draw_sheet("Nearest in CLIP's space", about, [Panel(asked, "query", name)], panels), Path(sheet))
     return answer
 
 
@@ -129,9 +131,20 @@ def _read(path: Path, size: int, crop: str) -> np.ndarray:
         raise InputError(f"the query image {path} cannot be used: {rejected}; choose another") from rejected
 
 
-def _words_alone(like: np.ndarray) -> np.ndarray:
-    """A blank panel, as large as the images: words have no picture."""
-    return np.full_like(like, 244)
+def _words_as_picture(text: str, side: int) -> np.ndarray:
+    """The words on a panel of their own, in lines that fit."""
+    panel = Image.new("RGB", (side, side), (240, 242, 245))
+    font = ImageFont.load_default(max(13, side // 11))
+    draw = ImageDraw.Draw(panel)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font) > 0.86 * side:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    draw.multiline_text((side / 2, side / 2), "\n".join(lines), (28, 30, 34), font, anchor="mm", align="center")
+    return np.asarray(panel)
 
 
 def _about(row: dict[str, Any]) -> str:
