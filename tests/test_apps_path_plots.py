@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_workspace
-from manifold_apps import path_plots
+from manifold_apps import figures, path_plots, prediction_plots
 from PIL import Image
 
 from index.anticipation import measure_anticipation
@@ -55,14 +55,14 @@ def searcher(tmp_path, gaussian):
 def drawn(monkeypatch):
     """The figures as they were when written, with their texts laid out."""
     kept = []
-    save = path_plots._save
+    save = figures._save
 
     def saved(pyplot, figure, path):
         figure.canvas.draw()
         kept.append(figure)
         save(pyplot, figure, path)
 
-    monkeypatch.setattr(path_plots, "_save", saved)
+    monkeypatch.setattr(figures, "_save", saved)
     return kept
 
 
@@ -146,16 +146,16 @@ def test_perturbation(gaussian, drawn, tmp_path):
     found = [
         measure_perturbation(lambda x, s=s: gaussian.endpoint(x, 1.0, s), x_s, 1.0, s, gaussian) for s in (0.5, 2, 9)
     ]
-    path_plots.plot_perturbation(found, tmp_path / "a.png", "a model")
+    prediction_plots.plot_perturbation(found, tmp_path / "a.png", "a model")
     checked(drawn[0], tmp_path / "a.png")
     for one in drawn[0].axes[1].get_lines():
         np.testing.assert_allclose(one.get_xdata(), one.get_ydata(), rtol=1e-6)  # measured is predicted
     assert "within a factor of 1 of" in drawn[0].texts[-2].get_text()
     noise = measure_perturbation(lambda x: gaussian.endpoint(x, 0.0, 1.0), x_s, 0.0, 1.0, gaussian, controls=0)
-    path_plots.plot_perturbation([noise], tmp_path / "b.png")
+    prediction_plots.plot_perturbation([noise], tmp_path / "b.png")
     checked(drawn[1], tmp_path / "b.png")
     with pytest.raises(InputError, match="at least one level"):
-        path_plots.plot_perturbation([], tmp_path / "c.png")
+        prediction_plots.plot_perturbation([], tmp_path / "c.png")
 
 
 def test_explained(gaussian, drawn, tmp_path):
@@ -163,17 +163,17 @@ def test_explained(gaussian, drawn, tmp_path):
     rows = compare_denoisers(
         {"Gaussian": gaussian}, x0, [1.0] * 4, [0.1, 5.0, 1.0, 20.0], reference=gaussian, null=True
     )
-    path_plots.plot_explained(rows, tmp_path / "a.png", "a model")
+    prediction_plots.plot_explained(rows, tmp_path / "a.png", "a model")
     checked(drawn[0], tmp_path / "a.png")
     np.testing.assert_allclose(line(drawn[0].axes[0], "null: mean"), 0, atol=1e-9)
     np.testing.assert_allclose(line(drawn[0].axes[0], "Gaussian"), 1)
     with pytest.raises(InputError, match="at least one comparison"):
-        path_plots.plot_explained([], tmp_path / "b.png")
+        prediction_plots.plot_explained([], tmp_path / "b.png")
 
 
 def test_anticipation(searcher, recording, drawn, tmp_path):
     found = measure_anticipation(searcher, *recording, steps=range(0, 24, 4))
-    path_plots.plot_anticipation(found, tmp_path / "a.png", "a model")
+    prediction_plots.plot_anticipation(found, tmp_path / "a.png", "a model")
     checked(drawn[0], tmp_path / "a.png")
     left, right = drawn[0].axes
     np.testing.assert_allclose(line(right, "question endpoint"), 100 * found.means["endpoint"].mean)

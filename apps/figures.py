@@ -1,0 +1,121 @@
+"""What the static figures share: panels, colours, the axis of noise, a mean with its band, and the words around a figure."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from manifold.bootstrap import Interval
+
+from .plots import _AMBER as AMBER
+from .plots import _BLUE as BLUE
+from .plots import _FAINT as FAINT
+from .plots import _INK as INK
+from .plots import _pyplot, _save
+
+__all__ = [
+    "AMBER", "BLUE", "COLOURS", "FAINT", "GREEN", "GREY", "INK", "NOISE", "PURPLE", "Words", "band", "cycled", "falling",
+    "finish", "heading", "legend", "noise_axis", "noise_name", "one_panel", "two_panels",
+]  # fmt: skip
+
+GREEN, PURPLE, GREY = "#2f7d5b", "#7a4fa3", "#a4a8af"
+COLOURS = (BLUE, AMBER, GREEN, PURPLE, "#b03a48", "#3a8fa8")
+NOISE = "noise level σ / α (latent units), falling during generation"
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is written around a figure: its heading, one line of facts above it, and how to read it below it."""
+
+    heading: str
+    facts: str
+    caption: str
+
+
+def one_panel() -> tuple[Any, Any, Any]:
+    """Pyplot, a figure and its one axis."""
+    pyplot = _pyplot()
+    figure, axis = pyplot.subplots(figsize=(8.6, 4.9))
+    figure.subplots_adjust(left=0.095, right=0.98, top=0.84, bottom=0.2)
+    return pyplot, figure, axis
+
+
+def two_panels() -> tuple[Any, Any, Any]:
+    """Pyplot, a figure, and its axes left and right."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.9))
+    figure.subplots_adjust(left=0.07, right=0.985, top=0.84, bottom=0.2, wspace=0.2)
+    return pyplot, figure, axes
+
+
+def legend(axis: Any, place: str = "best", above: float = 0.0) -> None:
+    """On a white ground, so that a line behind it does not make it unreadable."""
+    corner = {"bbox_to_anchor": (1.0, above)} if above else {}
+    axis.legend(frameon=True, framealpha=0.88, facecolor="white", edgecolor="none", fontsize=9, loc=place, **corner)
+
+
+def finish(pyplot: Any, figure: Any, path: Path, words: Words, bare: bool = False) -> Words:
+    """Write the figure as PNG with its words around it, or bare for a page that prints them itself; returns the words."""
+    if bare:
+        figure.subplots_adjust(top=0.975, bottom=0.11)
+    else:
+        width = figure.get_size_inches()[0]
+        size = min(14.0, 14 * 8.3 * width / len(words.heading))
+        figure.suptitle(words.heading, x=0.02, y=0.985, ha="left", fontsize=size, fontweight="bold")
+        figure.text(0.02, 0.905, words.facts, color=FAINT, fontsize=10)
+        wrapped = textwrap.fill(words.caption, int(14.2 * width))
+        figure.text(0.02, 0.012, wrapped, color=FAINT, fontsize=9, va="bottom", linespacing=1.3)
+    _save(pyplot, figure, path)
+    return words
+
+
+def heading(what: str, name: str) -> str:
+    """What is shown, and of what model where it is named."""
+    return f"{what}: {name}" if name else what
+
+
+def cycled(count: int) -> list[str]:
+    """So many colours, again from the first when they run out."""
+    return [COLOURS[number % len(COLOURS)] for number in range(count)]
+
+
+def noise_axis(alphas: Tensor, sigmas: Tensor) -> tuple[np.ndarray, Tensor]:
+    """sigma / alpha where a logarithmic axis can show it, and which levels those are."""
+    shown = (alphas > 0) & (sigmas > 0)
+    return (sigmas[shown] / alphas[shown]).cpu().numpy(), shown
+
+
+def noise_name(alpha: float, sigma: float) -> str:
+    """sigma / alpha in a few digits."""
+    return f"{sigma / alpha:.3g}" if alpha > 0 else "∞"
+
+
+def falling(axis: Any, noise: np.ndarray) -> None:
+    """Noise on a logarithmic axis, from high to low as in generation."""
+    axis.set_xscale("log")
+    if len(noise):
+        axis.set_xlim(1.3 * noise.max(), noise.min() / 1.3)
+    axis.set_xlabel(NOISE)
+
+
+def band(
+    axis: Any,
+    x: np.ndarray,
+    interval: Interval,
+    colour: str,
+    label: str,
+    style: str = "-",
+    marker: str | None = None,
+    floor: float | None = None,
+) -> None:
+    """A mean as a line and its interval as a band; values below `floor` are not drawn."""
+    mean, low, high = (one.cpu().numpy() for one in (interval.mean, interval.low, interval.high))
+    if floor is not None:
+        mean, low, high = (np.where(mean >= floor, each, np.nan) for each in (mean, np.maximum(low, floor), high))
+    axis.plot(x, mean, color=colour, linestyle=style, linewidth=1.8, label=label, marker=marker, markersize=4)
+    axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
