@@ -1,5 +1,6 @@
 """Flow by classes against its parts, and guided flow against a fine Euler integration and a case with a formula."""
 
+import itertools
 import math
 
 import pytest
@@ -50,7 +51,7 @@ def test_guided_flow_equals_many_small_steps(flows, weight):
 
     state = x.clone()
     angles = torch.linspace(math.atan2(LEVELS[1], LEVELS[0]), math.atan2(LEVELS[3], LEVELS[2]), 1501).double().tolist()
-    for now, then in zip(angles, angles[1:], strict=False):
+    for now, then in itertools.pairwise(angles):
         a, s = math.cos(now), math.sin(now)
         free = wiener(everything, state, a, s)
         target = free + weight * (wiener(classes[3], state, a, s) - free)
