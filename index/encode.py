@@ -28,7 +28,7 @@ from .workspace import Manifest, Recipe, Workspace, writing
 if TYPE_CHECKING:
     from .encoders import Encoder, EncoderSpec
 
-__all__ = ["encode_images", "encode_into", "import_into", "worker_count"]
+__all__ = ["begin_workspace", "encode_images", "encode_into", "import_into", "portable_spec", "worker_count"]
 
 SHARD_BYTES, SHARD_ROWS = 64 * 2**20, 2048
 """Size of a shard unless `shard_rows` says otherwise: what a killed run may have to encode again, and how much metadata
@@ -61,8 +61,10 @@ def encode_images(
             disk; or a folder of embeddings (.npy), which is imported as it is.
         workspace: the folder to make or to continue.
         image_column: column with the images, for tables that have several.
-        encoder: `pixels`, a diffusers VAE by hub id or local folder, or an opened encoder.
-        size: side of the square image the encoder sees, in pixels; 64 for `pixels`, 512 for a VAE unless given.
+        encoder: `pixels`, `demo-vae` (the small model that ships with the project), a diffusers VAE by hub id or local
+            folder, or an opened encoder.
+        size: side of the square image the encoder sees, in pixels; 64 for `pixels`, 32 for `demo-vae`, 512 for others unless
+            given.
         crop: `center` cuts the middle square, `squash` distorts.
         mode: the posterior's mode, or a sample of it drawn with `seed`.
         dtype: what the encoder computes in.
@@ -95,7 +97,7 @@ def encode_images(
         spec, crop_used, batch = embedding_spec(collection.d), "none", batch_size or 1024
     else:
         opened = _open_encoder(encoder, size, mode=mode, dtype=dtype, device=device, seed=seed, tile=tile)
-        spec, crop_used = _portable(opened.spec, Path(workspace)), crop
+        spec, crop_used = portable_spec(opened.spec, Path(workspace)), crop
         batch = batch_size or max(1, min(256, 2**20 // spec.image_size**2))
     recipe = Recipe(
         source=collection.name,
@@ -108,7 +110,7 @@ def encode_images(
     )
     root = Path(workspace)
     with writing(root):
-        made = _begin(root, recipe)
+        made = begin_workspace(root, recipe)
         if made.manifest.complete:
             progress("encode", recipe.inputs, recipe.inputs)
             return made
@@ -132,15 +134,17 @@ def encode_images(
 def _open_encoder(encoder: str | Encoder, size: int | None, **options: Any) -> Encoder:
     if not isinstance(encoder, str):
         return encoder
-    from .encoders import open_encoder
+    from .encoders import DEFAULT_SIZES, open_encoder
 
-    return open_encoder(encoder, size or (64 if encoder == "pixels" else 512), **options)
+    return open_encoder(encoder, size or DEFAULT_SIZES.get(encoder, 512), **options)
 
 
-def _portable(spec: EncoderSpec, root: Path) -> EncoderSpec:
+def portable_spec(spec: EncoderSpec, root: Path) -> EncoderSpec:
     """The spec with a local folder named relative to the workspace, so that both may move together."""
+    from .encoders import DEFAULT_SIZES
+
     folder = Path(spec.id).expanduser()
-    if spec.kind == "pixels" or not folder.is_dir():
+    if spec.id in DEFAULT_SIZES or not folder.is_dir():
         return spec
     return replace(spec, id=Path(os.path.relpath(folder.resolve(), root.resolve())).as_posix())
 
@@ -155,7 +159,7 @@ def worker_count(asked: int | None) -> int:
     return asked
 
 
-def _begin(root: Path, recipe: Recipe) -> Workspace:
+def begin_workspace(root: Path, recipe: Recipe) -> Workspace:
     """The workspace of this recipe in `root`: an earlier one to continue, or a new one."""
     if (root / "manifest.json").exists():
         workspace = Workspace.open(root)

@@ -62,7 +62,7 @@ def autoencoder_losses(images: TrainingImages, batch_size: int) -> Callable[[Any
 
 
 @torch.no_grad()
-def set_scaling(network: Any, images: TrainingImages, count: int = 8_192) -> None:
+def set_scaling(network: Any, images: TrainingImages, count: int = 4_096) -> None:
     """Write the shift and scale that give latents of mean 0 and variance 1 into the model's configuration."""
     generator = torch.Generator().manual_seed(0)
     device = next(network.parameters()).device

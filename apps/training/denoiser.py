@@ -16,7 +16,7 @@ from .loop import Losses, Settings
 
 __all__ = ["SETTINGS", "build_denoiser", "build_scheduler", "denoiser_losses"]
 
-SETTINGS = Settings(batch_size=256, learning_rate=1e-3, plateau_steps=3_000)
+SETTINGS = Settings(batch_size=128, learning_rate=1e-3, plateau_steps=4_000)
 _LABEL_DROPOUT = 0.1
 _EARLINESS = 1.25
 """Timesteps are drawn as 1000 u^1.25: fewer at the noisiest levels, where little is left to learn."""

@@ -75,7 +75,7 @@ def train_demo(
     pipeline.to(dtype=torch.float16).save_pretrained(painter)
     pipeline.to(dtype=torch.float32)
     paint_gallery(pipeline.to(place), painter / "gallery.safetensors", gallery, progress=progress)
-    write_card(pipeline.cpu(), painter, root / "training", _facts(data, images, place))
+    write_card(pipeline.to("cpu"), painter, root / "training", _facts(data, images, place))
     return painter
 
 

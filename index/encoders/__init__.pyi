@@ -1,3 +1,4 @@
+from .opening import DEFAULT_SIZES as DEFAULT_SIZES
 from .opening import open_encoder as open_encoder
 from .opening import reopen as reopen
 from .pixels import PixelEncoder as PixelEncoder

@@ -1,4 +1,4 @@
-"""Finding an encoder by name: `pixels`, a local folder, or a model on the hub; and finding the same one again.
+"""Finding an encoder by name: `pixels`, `demo-vae`, a local folder, or a model on the hub; and finding the same one again.
 
 Weights are read from safetensors only. A hub model is looked for in the local cache first.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from manifold.demo_model import MODEL_FOLDER
 from manifold.errors import FormatError, InputError, MismatchError
 from manifold.files import read_json, sha256_file
 
@@ -19,10 +20,17 @@ from .pixels import PixelEncoder
 from .spec import Encoder, EncoderSpec
 from .vae import SUPPORTED, VaeEncoder
 
-__all__ = ["open_encoder", "reopen"]
+__all__ = ["DEFAULT_SIZES", "open_encoder", "reopen"]
+
+DEFAULT_SIZES = {"pixels": 64, "demo-vae": 32}
+"""Encoders that need no files of the user's, and the side of their images in pixels unless given."""
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
-_ALTERNATIVES = "a local folder with a diffusers autoencoder, `pixels`, or a model that is already in the hub's cache"
+_ALTERNATIVES = (
+    "a local folder with a diffusers autoencoder, `pixels`, `demo-vae`, or a model that is already in the hub's cache"
+)
+    "a local folder with a diffusers autoencoder, `pixels`, `demo-vae`, or a model that is already in the hub's cache"
+)
 
 
 def open_encoder(
@@ -38,8 +46,8 @@ def open_encoder(
     """Open an encoder by name.
 
     Arguments
-        id: `pixels`; the local folder of a diffusers autoencoder, or of a pipeline that has one in `vae/`; or the
-            hub id of either.
+        id: `pixels`; `demo-vae`, the small model that ships with the project; the local folder of a diffusers
+            autoencoder, or of a pipeline that has one in `vae/`; or the hub id of either.
         image_size: side of the square images, in pixels.
         mode: `mode` or `sample` of the posterior.
         dtype: `float32`, `float16` or `bfloat16`, what the model computes in.
@@ -58,7 +66,7 @@ def open_encoder(
         if mode == "sample":
             raise InputError("pixels have no posterior to sample; use --mode mode")
         return PixelEncoder(image_size)
-    folder, revision = _locate(id)
+    folder, revision = (MODEL_FOLDER, None) if id == "demo-vae" else _locate(id)
     folder, config = _autoencoder_config(folder, id)
     vae = _load(folder, config, id, dtype)
     return VaeEncoder(
@@ -91,7 +99,7 @@ def reopen(spec: EncoderSpec, *, base: Path | None = None, override: str | None 
             "these latents were imported as embeddings, so no encoder is known for images; search by row or key"
         )
     name = override or spec.id
-    if override is None and base is not None and (base / spec.id).is_dir():
+    if override is None and base is not None and spec.id not in DEFAULT_SIZES and (base / spec.id).is_dir():
         name = str(base / spec.id)
     try:
         opened = open_encoder(name, spec.image_size, mode=spec.mode, dtype=spec.dtype, seed=spec.seed, tile=spec.tile)
