@@ -29,8 +29,6 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _ALTERNATIVES = (
     "a local folder with a diffusers autoencoder, `pixels`, `demo-vae`, or a model that is already in the hub's cache"
 )
-    "a local folder with a diffusers autoencoder, `pixels`, `demo-vae`, or a model that is already in the hub's cache"
-)
 
 
 def open_encoder(
