@@ -1,0 +1,210 @@
+"""What a run of a sampler is worth: its error from a reference of the same noise, and its Frechet distances.
+
+    error    RMS of (run - reference), over the reference's own standard deviation; two seeds are about 1.41 apart
+    seeds    squared Frechet distance, in latent space, of the runs from reference samples of other seeds
+    data     the same from the Gaussian of the workspace's encoded images
+
+each beside what chance makes of it: the spread over random halves of reference samples, over random rows of the workspace,
+and the reference's own error, as the difference from half as many steps. Frechet distances are biased by the number of
+rows (`manifold.frechet`), so all of them are of equally many.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifold.bootstrap import bootstrap_weights
+from manifold.errors import MismatchError
+from manifold.frechet import frechet_distance, split_frechet
+from manifold.gaussian import GaussianManifold
+
+__all__ = ["Run", "Scored", "Scorer", "TeleportBench"]
+
+_FREE = 1.05
+"""A start counts as free while the error stays below this multiple of the plain run's."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sampler, from one start.
+
+    Attributes
+        comparison: "evaluations" (rival: plain run of equally many), "steps" (rival: plain run of all steps) or "plain".
+        statistics: "all", "class", or "none" for a plain run.
+        steps: of the full run. evaluations: made. saved: their difference.
+        start: sigma / alpha of the first evaluation; start_relative: the same in sqrt(lambda_1).
+        error, low, high: relative RMS error and its 95 % interval over seeds.
+        ratio, ratio_low, ratio_high: error over that of the rival, paired seed by seed; None for a plain run.
+        seeds, data: Frechet distances. seeds_change: of `seeds` from the rival's.
+        equals_plain: evaluations that the plain sampler takes to the same error, where they are in the measured range.
+    """
+
+    comparison: str
+    sampler: str
+    statistics: str
+    steps: int
+    evaluations: int
+    saved: int
+    start: float
+    start_relative: float
+    error: float
+    low: float
+    high: float
+    seeds: float
+    data: float
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    seeds_change: float | None = None
+    equals_plain: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Share of the full run's steps left out."""
+        return self.saved / self.steps
+
+
+@dataclass(frozen=True)
+class TeleportBench:
+    """All runs, and the yardsticks they are read by.
+
+    Attributes
+        runs: plain ones first.
+        facts: seeds, lambda_1, the published start in these latents' sigma / alpha, guidance_scale, reference_steps, ...
+        yardsticks: reference_error (of the reference itself), other_seed_error, and of the Frechet distances the
+            reference's own (`seeds_reference`, `data_reference`) and mean and deviation by chance (`seeds_chance`, ...).
+    """
+
+    runs: tuple[Run, ...]
+    facts: dict[str, Any]
+    yardsticks: dict[str, float]
+
+    def plain(self, sampler: str, steps: int) -> Run | None:
+        """The plain run of a sampler."""
+        return next((r for r in self.runs if (r.comparison, r.sampler, r.steps) == ("plain", sampler, steps)), None)
+
+    def chosen(self, comparison: str, sampler: str, statistics: str = "all") -> list[Run]:
+        """Runs of one kind, in the order measured."""
+        wanted = (comparison, sampler, statistics)
+        return [run for run in self.runs if (run.comparison, run.sampler, run.statistics) == wanted]
+
+    def free_start(self, sampler: str, steps: int, statistics: str = "all") -> Run | None:
+        """The latest start up to which nothing was lost, of those measured at this number of steps.
+
+        Free means: the error at most 5 % above the plain run's of as many steps, and the Frechet distance to other seeds
+        above the plain run's by no more than one deviation of chance; there and at every earlier start.
+        """
+        found = None
+        for run in sorted(self.chosen("steps", sampler, statistics), key=lambda run: run.saved):
+            if run.steps != steps:
+                continue
+            assert run.ratio is not None
+            assert run.seeds_change is not None
+            if run.ratio > _FREE or run.seeds_change > self.yardsticks["seeds_chance_sd"]:
+                break
+            found = run
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        runs = [{**asdict(run), "share": run.share} for run in self.runs]
+        free = [
+            asdict(run)
+            for sampler in self.facts["samplers"]
+            for steps in self.facts["steps"]
+            for statistics in self.facts["statistics"]
+            if (run := self.free_start(sampler, steps, statistics)) is not None
+        ]
+        return {"facts": self.facts, "yardsticks": self.yardsticks, "runs": runs, "free": free}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run, and its mean squared error for each seed, (n,) float64."""
+
+    run: Run
+    squared: Tensor
+
+
+class Scorer:
+    """Errors and distances of runs from one reference.
+
+    Arguments
+        reference: (n, d), of the seeds that are run. other: (m, d), of other seeds.
+        manifold: the Gaussian of the data. scale: sqrt(lambda_1).
+
+    Raises: MismatchError if the reference is one point.
+    """
+
+    def __init__(self, reference: Tensor, other: Tensor, manifold: GaussianManifold, scale: float) -> None:
+        self.reference, self.other, self.manifold, self.scale = reference.double(), other.double(), manifold, scale
+        if not float(self.reference.var(0).sum()) > 0:
+            raise MismatchError("the reference samples are all the same; the model does not depend on its noise")
+        self.deviation = math.sqrt(float(self.reference.var(0).mean()))
+        self.weights = bootstrap_weights(len(reference), 1000) / len(reference)
+
+    def squared(self, painted: Tensor) -> Tensor:
+        """Mean squared error of each seed, (n,)."""
+        return (painted.double() - self.reference).square().mean(1)
+
+    def rms(self, squared: Tensor) -> float:
+        """Relative RMS error of all seeds."""
+        return math.sqrt(float(squared.mean())) / self.deviation
+
+    def score(self, painted: Tensor, sampler: str, statistics: str, steps: int, first: int, ratio: float) -> Scored:
+        """A run judged by itself; `ratio` is its sigma / alpha at the start."""
+        squared = self.squared(painted)
+        low, high = _interval((self.weights @ squared).sqrt() / self.deviation)
+        run = Run(
+            comparison="plain", sampler=sampler, statistics=statistics, steps=steps, evaluations=steps - first,
+            saved=first, start=ratio, start_relative=ratio / self.scale, error=self.rms(squared), low=low, high=high,
+            seeds=frechet_distance(painted, self.other), data=frechet_distance(painted, self.manifold.covariance),
+        )  # fmt: skip
+        return Scored(run, squared)
+
+    def against(self, scored: Scored, rival: Scored, comparison: str, plain: Sequence[Scored]) -> Run:
+        """The run with its comparison with a plain one, seed by seed."""
+        ratio = (scored.squared.mean() / rival.squared.mean()).sqrt()
+        low, high = _interval(((self.weights @ scored.squared) / (self.weights @ rival.squared)).sqrt())
+        curve = sorted((one.run.evaluations, one.run.error) for one in plain if one.run.sampler == scored.run.sampler)
+        changed = {
+            "comparison": comparison, "ratio": float(ratio), "ratio_low": low, "ratio_high": high,
+            "seeds_change": scored.run.seeds - rival.run.seeds, "equals_plain": _evaluations_for(scored.run.error, curve),
+        }  # fmt: skip
+        return Run(**{**asdict(scored.run), **changed})
+
+    def yardsticks(self, rough: Tensor, rows: Sequence[Tensor]) -> dict[str, float]:
+        """See `TeleportBench`; `rough` is the reference in half as many steps, `rows` are sets of the data's own."""
+        split = split_frechet(torch.cat([self.reference, self.other]))
+        data = torch.tensor([frechet_distance(one, self.manifold.covariance) for one in rows], dtype=torch.float64)
+        return {
+            "reference_error": self.rms(self.squared(rough)),
+            "other_seed_error": self.rms(self.squared(self.other)),
+            "seeds_reference": frechet_distance(self.reference, self.other),
+            "seeds_chance": float(split.mean()),
+            "seeds_chance_sd": float(split.std()),
+            "data_reference": frechet_distance(self.reference, self.manifold.covariance),
+            "data_chance": float(data.mean()),
+            "data_chance_sd": float(data.std()),
+        }
+
+
+def _interval(values: Tensor) -> tuple[float, float]:
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return float(low), float(high)
+
+
+def _evaluations_for(error: float, curve: Sequence[tuple[int, float]]) -> float | None:
+    """Evaluations at which a plain sampler's error falls to `error`, on straight lines in log-log; None outside the curve."""
+    for (before, above), (after, below) in itertools.pairwise(curve):
+        if above >= error >= below > 0:
+            part = 0.0 if above == below else math.log(above / error) / math.log(above / below)
+            return float(before * (after / before) ** part)
+    return None

@@ -1,0 +1,241 @@
+"""The benchmark of teleportation on networks whose answer is known, and its figures against figures made by hand."""
+
+import json
+import math
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from helpers import make_workspace
+from manifold_apps.bench_teleport import PUBLISHED, bench_teleport
+from manifold_apps.seeded_runs import SeededRuns, open_pipeline
+from tiny_pipelines import SD, ExactGaussian, LatentPipeline, quiet, tiny_ddpm, tiny_demo, tiny_latent
+
+from index.fit import fit_workspace
+from manifold.class_flow import ClassFlow
+from manifold.errors import InputError, MismatchError, NotFittedError
+from manifold.frechet import frechet_distance
+from manifold.gaussian import GaussianManifold
+from manifold.teleport import teleport
+
+# diffusers passes tensors to numpy the old way; nothing of ours.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
+SHAPE = (2, 3, 3)
+D = math.prod(SHAPE)
+TRAILING = {**SD, "timestep_spacing": "trailing"}
+SMALL = {"seeds": 24, "samplers": ["ddim", "dpm"], "evaluations": (5, 10), "starts": (2, 0.5), "steps": (10,)}
+
+
+class Classed(LatentPipeline):
+    """Takes class labels, as the benchmark asks for, and records them."""
+
+    classes = 3
+
+    def __call__(
+        self, class_labels, num_inference_steps=10, guidance_scale=1.0, generator=None, output_type="pt"
+    ):  # fmt: skip
+        self.asked = [*getattr(self, "asked", []), *class_labels]
+        return super().__call__(
+            class_labels, num_inference_steps, guidance_scale=1.0, generator=generator, output_type=output_type
+        )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A fitted workspace of three classes, each with a mean of its own."""
+    torch.manual_seed(0)
+    labels = [row % 3 for row in range(900)]
+    means = torch.randn(3, D)
+    rows = torch.randn(900, D) * 3 * torch.arange(1, D + 1) ** -0.7 + means[labels]
+    root = make_workspace(tmp_path_factory.mktemp("b") / "ws", rows.numpy().astype(np.float16), SHAPE, labels).root
+    fit_workspace(root)
+    return root
+
+
+def exact(root, scale=1.0):
+    """A pipeline whose network is the exact denoiser of the workspace's Gaussian, its covariance times `scale`."""
+    manifold = GaussianManifold.load(root / "stats" / "stats.safetensors")
+    covariance = manifold.covariance.apply(lambda v: v, torch.eye(D, dtype=manifold.mean.dtype))
+    scheduler = diffusers.DDIMScheduler(**TRAILING, clip_sample=False)
+    return quiet(Classed(ExactGaussian(manifold.mean.view(SHAPE), scale * covariance, scheduler), None, scheduler))
+
+
+@pytest.fixture(scope="module")
+def bench(root):
+    return bench_teleport(root, exact(root), **SMALL, skips=(0.2, 0.5), reference_steps=100, batch_size=10)
+
+
+def test_where_the_closed_form_is_exact_it_only_helps(bench):
+    """Fewer steps over the same way, and the steps left out had errors: better at equal evaluations, never worse by steps."""
+    for sampler in ("ddim", "dpm"):
+        equal = bench.chosen("evaluations", sampler)
+        assert {run.evaluations for run in equal} == {5, 10}
+        for run in equal:
+            assert run.ratio_high < 1, run
+            assert run.saved > 0
+        for run in bench.chosen("steps", sampler):
+            assert run.ratio < 1.02, run
+        assert bench.free_start(sampler, 10).saved == 5
+    early, late = bench.chosen("evaluations", "ddim")[:2]
+    assert early.start > late.start
+    assert late.error < early.error
+    assert late.start_relative == pytest.approx(0.5, rel=0.15)
+    assert bench.facts["published_start"][0] == pytest.approx(PUBLISHED[0] * math.sqrt(bench.facts["lambda_1"]))
+
+
+def test_figures_equal_those_made_by_hand(bench, root):
+    manifold = GaussianManifold.load(root / "stats" / "stats.safetensors")
+    pipeline = exact(root)
+    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    run = next(one for one in bench.chosen("steps", "dpm") if one.saved == 5)
+    noise = torch.cat([torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in range(48)])
+
+    class Given(LatentPipeline):
+        classes = 3
+
+    given = quiet(Given(pipeline.unet, None, pipeline.scheduler))
+    call = {"class_labels": [0] * 24, "output_type": "latent"}
+    moved = teleport(given, manifold, **call, num_inference_steps=10, skip=0.5, latents=noise[:24]).output.images
+    given.scheduler = diffusers.DDIMScheduler(**TRAILING, clip_sample=False)
+    reference = [
+        given(**call, num_inference_steps=100, latents=part).images.double().flatten(1) for part in noise.split(24)
+    ]
+    deviation = math.sqrt(float(reference[0].var(0).mean()))
+    error = math.sqrt(float((moved.double().flatten(1) - reference[0]).square().mean())) / deviation
+    assert run.error == pytest.approx(error, rel=1e-3)
+    assert run.low < run.error < run.high
+    assert run.seeds == pytest.approx(frechet_distance(moved, reference[1]), rel=1e-4)
+    assert run.data == pytest.approx(frechet_distance(moved, manifold.covariance), rel=1e-4)
+    assert bench.yardsticks["seeds_reference"] == pytest.approx(frechet_distance(*reference), rel=1e-4)
+    difference = (reference[0] - reference[1]).square().mean().sqrt() / deviation
+    assert bench.yardsticks["other_seed_error"] == pytest.approx(float(difference), rel=1e-4)
+    assert 1.1 < bench.yardsticks["other_seed_error"] < 1.8
+    assert 0 < bench.yardsticks["reference_error"] < bench.plain("ddim", 10).error
+    plain = bench.plain("dpm", 10)
+    assert run.ratio == pytest.approx(run.error / plain.error)
+    assert run.seeds_change == pytest.approx(run.seeds - plain.seeds)
+
+
+def test_evaluations_counted_are_those_made(root):
+    pipeline = exact(root)
+    reported = []
+    bench_teleport(
+        root, pipeline, **SMALL, skips=(0.5,), reference_steps=20, batch_size=24, per_class=True,
+        progress=lambda *told: reported.append(told),
+    )  # fmt: skip
+    stage, done, total = reported[-1]
+    assert stage == "paint"
+    assert done == total == 24 * pipeline.unet.calls
+
+
+def test_wrong_statistics_are_found_out(root):
+    """A network of four times the variance: leaving out steps costs, and no late start counts as free."""
+    found = bench_teleport(root, exact(root, 4.0), **SMALL, skips=(0.2, 0.5, 0.8), reference_steps=50)
+    late = next(run for run in found.chosen("steps", "dpm") if run.saved == 8)
+    assert late.ratio_low > 1.5
+    free = found.free_start("dpm", 10)
+    assert free is None or free.saved < 8
+
+
+def test_classes_help_a_network_of_one_class(root):
+    manifold = GaussianManifold.load(root / "stats" / "stats.safetensors")
+    rows = torch.from_numpy(np.load(root / "latents" / "latents_00000.npy")).double()[1::3]
+    covariance = torch.cov(rows.T)
+    scheduler = diffusers.DDIMScheduler(**TRAILING, clip_sample=False)
+    pipeline = quiet(Classed(ExactGaussian(rows.mean(0).view(SHAPE), covariance, scheduler), None, scheduler))
+    pipeline.classes = 3
+    found = bench_teleport(
+        root, pipeline, seeds=12, samplers=["dpm"], evaluations=(), starts=(), steps=(20,), skips=(0.5,),
+        reference_steps=40, per_class=True,
+    )  # fmt: skip
+    assert pipeline.asked[:12] == [seed % 3 for seed in range(12)]
+    everything, classes = (found.chosen("steps", "dpm", one)[0] for one in ("all", "class"))
+    assert everything.statistics == "all"
+    # a third of the seeds have the network's class
+    flow = ClassFlow(manifold, {1: GaussianManifold.fit(rows)}, [1])
+    assert flow.solve(torch.randn(1, D), 0.1, 1.0, 0.5, 0.8).shape == (1, D)
+    assert classes.error != everything.error
+
+
+def test_equal_plain_evaluations_interpolate(bench):
+    run = next(one for one in bench.chosen("evaluations", "ddim") if one.evaluations == 5)
+    few, many = bench.plain("ddim", 5), bench.plain("ddim", 10)
+    if many.error <= run.error <= few.error:
+        slope = math.log(few.error / many.error) / math.log(2)
+        assert run.equals_plain == pytest.approx(5 * (few.error / run.error) ** (1 / slope))
+    else:
+        assert run.equals_plain is None
+
+
+def test_json_has_everything(bench):
+    written = json.loads(json.dumps(bench.to_dict()))
+    assert len(written["runs"]) == len(bench.runs)
+    assert written["facts"]["statistics"] == ["all"]
+    assert {run["comparison"] for run in written["runs"]} == {"plain", "evaluations", "steps"}
+    assert all(run["evaluations"] + run["saved"] == run["steps"] for run in written["runs"])
+    assert [run["sampler"] for run in written["free"]] == ["ddim", "dpm"]
+
+
+def test_the_demo_pipeline_and_its_scheduler_come_back(tmp_path):
+    scheduler = diffusers.DDIMScheduler(**TRAILING, prediction_type="v_prediction", clip_sample=False)
+    pipeline = tiny_demo(scheduler)
+    rows = np.random.default_rng(0).normal(size=(300, 256)).astype(np.float16)
+    root = make_workspace(tmp_path / "ws", rows, (4, 8, 8), [row % 5 for row in range(300)]).root
+    fit_workspace(root)
+    found = bench_teleport(
+        root, pipeline, seeds=4, samplers=["unipc"], evaluations=(3,), starts=(1,), steps=(4,), skips=(0.5,),
+        reference_steps=6, per_class=True,
+    )  # fmt: skip
+    assert pipeline.scheduler is scheduler
+    assert found.facts["guidance_scale"] == 1.5
+    assert len(found.runs) == 2 + 2 + 2
+    pipeline.save_pretrained(tmp_path / "model")
+    again = open_pipeline(tmp_path / "model", "cpu")
+    assert type(again) is type(pipeline)
+    seeded = SeededRuns(again, 256)
+    assert seeded.labels(7) == 2
+    one, two = seeded.paint("dpm", 4, [5, 6, 7]), seeded.paint("dpm", 4, [7])
+    torch.testing.assert_close(one[2:], two, rtol=1e-4, atol=1e-4)
+    assert SeededRuns(again, 256, labelled=False).labels(7) == 5
+
+
+def test_the_longer_run_is_the_nearest(root):
+    runs = SeededRuns(exact(root), D)
+    levels = [float(runs.ratios("dpm", steps)[steps - 5]) for steps in range(5, 60)]
+    for start in (7.0, 1.3):
+        expected = 5 + int(np.argmin(np.abs(np.log(np.array(levels) / start))))
+        assert runs.longer_run("dpm", 5, start) == expected
+
+
+def test_errors(root, tmp_path):
+    pipeline = exact(root)
+    for options, words in (
+        ({"seeds": 1}, "at least 2 seeds, it is 1"),
+        ({"samplers": []}, "at least one sampler"),
+        ({"samplers": ["euler"]}, "a sampler must be one of ddim, dpm, unipc, it is 'euler'"),
+        ({"evaluations": (0,)}, "evaluations must be at least 1"),
+        ({"starts": (-1.0,)}, "starts must be above 0"),
+        ({"skips": (1.0,)}, "between 0 and 1"),
+        ({"reference_steps": 9}, "even number of steps"),
+    ):
+        with pytest.raises(InputError, match=words):
+            bench_teleport(root, pipeline, **{"seeds": 4, **options})
+    with pytest.raises(InputError, match="neither class labels nor prompts"):
+        bench_teleport(root, tiny_ddpm())
+    flow = tiny_latent(diffusers.FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(InputError, match="on schedules with alphas_cumprod"):
+        bench_teleport(root, flow)
+    with pytest.raises(MismatchError, match="have 256 values, the workspace's 18"):
+        bench_teleport(root, tiny_demo(diffusers.DDIMScheduler(clip_sample=False)), seeds=2, reference_steps=2)
+    with pytest.raises(InputError, match="holds no diffusers pipeline"):
+        bench_teleport(root, tmp_path)
+    unlabelled = make_workspace(tmp_path / "u", np.random.default_rng(0).normal(size=(9, D)).astype(np.float16), SHAPE)
+    with pytest.raises(NotFittedError, match="manifold fit"):
+        bench_teleport(unlabelled.root, pipeline)
+    fit_workspace(unlabelled.root)
+    with pytest.raises(InputError, match="whole-number label"):
+        bench_teleport(unlabelled.root, pipeline, per_class=True)
