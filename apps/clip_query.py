@@ -101,11 +101,11 @@ def search_clip(
 def comparison_text(found: SpaceComparison) -> Group:
     """A comparison for people: two tables, and how to read them."""
     labelled = found.neighbours[0].same_label_chance is not None
-    names = ["k", "overlap", "by chance", "shuffled", "mutual pairs"]
+    names = ["k", "overlap", "by chance", "shuffled", "mutual pairs", "shuffled"]
     rows = []
     for one in found.neighbours:
         row = [str(one.k), f"{one.overlap:.4f}", f"{one.chance:.4f}", f"{one.null_mean:.4f} ± {one.null_sd:.4f}"]
-        row.append(f"{one.mutual:.4f}")
+        row += [f"{one.mutual:.4f}", f"{one.mutual_null:.4f}"]
         if labelled:
             row += [f"{value:.3f}" for value in (one.same_label_latent, one.same_label_clip, one.same_label_chance)]
         rows.append(tuple(row))

@@ -44,6 +44,8 @@ class NeighbourAgreement:
     null_sd: float
     mutual: float
     """Pairs that are mutual neighbours in both spaces, over those that are in either."""
+    mutual_null: float
+    """Mean of the same after pairing images at random."""
     same_label_latent: float | None
     """Share of latent neighbours with the image's own label; None without labels."""
     same_label_clip: float | None
@@ -149,7 +151,8 @@ def _agreement(
     latent: np.ndarray, clip: np.ndarray, labels: np.ndarray | None, k: int, seed: int
 ) -> NeighbourAgreement:
     rng = np.random.default_rng(seed)
-    null = [neighbour_overlap(latent, shuffled_lists(clip, rng), k).mean() for _ in range(_SHUFFLES)]
+    shuffled = [shuffled_lists(clip, rng) for _ in range(_SHUFFLES)]
+    null = [neighbour_overlap(latent, lists, k).mean() for lists in shuffled]
     same: list[float | None] = [None, None, None]
     if labels is not None:
         n = len(labels)
@@ -163,6 +166,7 @@ def _agreement(
         null_mean=float(np.mean(null)),
         null_sd=float(np.std(null)),
         mutual=alignment(latent, clip, k),
+        mutual_null=float(np.mean([alignment(latent, lists, k) for lists in shuffled])),
         same_label_latent=same[0],
         same_label_clip=same[1],
         same_label_chance=same[2],

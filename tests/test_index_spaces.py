@@ -56,6 +56,7 @@ def test_every_number_is_that_of_scikit_learn(workspace):
         assert abs(agreement.null_mean - agreement.chance) < 4 * agreement.null_sd
         edges = [{(i, j) for i in range(COUNT) for j in ids[i, :k] if i < j and i in ids[j, :k]} for ids in lists]
         assert agreement.mutual == pytest.approx(len(edges[0] & edges[1]) / len(edges[0] | edges[1]))
+        assert agreement.mutual_null < 0.5 * agreement.mutual
         assert agreement.same_label_latent == pytest.approx((labels[lists[0][:, :k]] == labels[:, None]).mean())
         assert agreement.same_label_clip == pytest.approx((labels[lists[1][:, :k]] == labels[:, None]).mean())
         assert agreement.same_label_chance == pytest.approx(39 / 119)
