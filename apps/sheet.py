@@ -6,7 +6,7 @@ Small images are enlarged by whole factors without smoothing, so that every pixe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from manifold.files import atomic_path
 
-__all__ = ["Layout", "Panel", "draw_sheet", "save_sheet"]
+__all__ = ["Layout", "Panel", "draw_groups", "draw_sheet", "save_sheet"]
 
 _INK, _FAINT, _PAPER, _LINE = (28, 30, 34), (110, 114, 122), (255, 255, 255), (222, 224, 228)
 
@@ -67,18 +67,36 @@ def draw_sheet(heading: str, subheading: str, query: Sequence[Panel], neighbours
     bottom = layout.corner(rows - 1, 0)[1] + layout.cell + layout.caption
     sheet = Image.new("RGB", (layout.width(), bottom + layout.margin), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text(
-        (layout.margin, layout.margin), _cut(draw, heading, 24, layout.width() - 2 * layout.margin), _INK, _font(24)
-    )
-    small = _cut(draw, subheading, 14, layout.width() - 2 * layout.margin)
-    draw.text((layout.margin, layout.margin + 34), small, _FAINT, _font(14))
-    _section(draw, layout, "Query", 0)
+    _head(draw, layout, heading, subheading)
+    _rule(draw, layout, "Query", layout.corner(0, 0)[1])
     for column, panel in enumerate(query):
         _panel(sheet, draw, layout, layout.corner(0, column), panel)
-    _section(draw, layout, "Neighbours in the collection, best first", 1)
+    _rule(draw, layout, "Neighbours in the collection, best first", layout.corner(1, 0)[1])
     for number, panel in enumerate(neighbours):
         row, column = divmod(number, layout.columns)
         _panel(sheet, draw, layout, layout.corner(row + 1, column), panel)
+    return sheet
+
+
+def draw_groups(heading: str, subheading: str, groups: Sequence[tuple[str, Sequence[Panel]]]) -> Image.Image:
+    """Draw a sheet of groups, each in a row of its own under its title.
+
+    Arguments
+        heading, subheading: what the groups are, and how they were found.
+        groups: one or more titles with one to six or so panels each.
+    """
+    widest = max((panels for _, panels in groups), key=len)
+    layout = replace(plan([], [panel for _, panels in groups for panel in panels]), columns=max(4, len(widest)))
+    step = layout.section + layout.cell + layout.caption + layout.gap
+    top = layout.margin + layout.heading
+    sheet = Image.new("RGB", (layout.width(), top + len(groups) * step + layout.margin), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _head(draw, layout, heading, subheading)
+    for number, (title, panels) in enumerate(groups):
+        y = top + layout.section + number * step
+        _rule(draw, layout, title, y)
+        for column, panel in enumerate(panels):
+            _panel(sheet, draw, layout, (layout.corner(0, column)[0], y), panel)
     return sheet
 
 
@@ -110,10 +128,17 @@ def _panel(
     draw.text((x, y + layout.cell + 24), _cut(draw, panel.note, 12, layout.cell), _FAINT, _font(12))
 
 
-def _section(draw: ImageDraw.ImageDraw, layout: Layout, text: str, row: int) -> None:
-    x, y = layout.corner(row, 0)
-    draw.line([(x, y - layout.section + 4), (layout.width() - layout.margin, y - layout.section + 4)], _LINE)
-    draw.text((x, y - layout.section + 9), text, _FAINT, _font(14))
+def _head(draw: ImageDraw.ImageDraw, layout: Layout, heading: str, subheading: str) -> None:
+    width = layout.width() - 2 * layout.margin
+    draw.text((layout.margin, layout.margin), _cut(draw, heading, 24, width), _INK, _font(24))
+    draw.text((layout.margin, layout.margin + 34), _cut(draw, subheading, 14, width), _FAINT, _font(14))
+
+
+def _rule(draw: ImageDraw.ImageDraw, layout: Layout, text: str, y: int) -> None:
+    """A line and a title above the pictures that begin at height `y`."""
+    x, right = layout.margin, layout.width() - layout.margin
+    draw.line([(x, y - layout.section + 4), (right, y - layout.section + 4)], _LINE)
+    draw.text((x, y - layout.section + 9), _cut(draw, text, 14, right - x), _FAINT, _font(14))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -3,6 +3,8 @@ from .anticipation import measure_anticipation as measure_anticipation
 from .add import Added as Added
 from .add import add_images as add_images
 from .build import build_index as build_index
+from .duplicates import Duplicates as Duplicates
+from .duplicates import find_duplicates as find_duplicates
 from .encode import encode_images as encode_images
 from .encoders import open_encoder as open_encoder
 from .fit import fit_workspace as fit_workspace

@@ -3,7 +3,10 @@
 import json
 import shutil
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from test_apps_cli import fails, manifold, write_photos
 
 
@@ -61,3 +64,26 @@ def test_search_where(root):
     assert (root / "sheet.png").stat().st_size > 1000
     fails(manifold("search", root / "ws", "--row", 3, "--where", "label=1"), "no row meets label=1")
     fails(manifold("search", root / "ws", "--row", 3, "--where", "label"), "a column, a sign and a value")
+
+
+def test_duplicates_as_table_json_parquet_and_sheet(root):
+    assert manifold("duplicates", root / "ws").stdout.startswith("no near-duplicates (distance up to ")
+    fails(manifold("duplicates", root / "ws", "--sheet", root / "none.png"), "no near-duplicates to draw")
+    assert manifold("add", root / "ws", root / "photos", "--prefix", "again/").returncode == 0
+    done = manifold("duplicates", root / "ws", "--out", root / "found.parquet", "--sheet", root / "found.png")
+    assert done.returncode == 0, done.stderr
+    assert "03, again/03" in done.stdout
+    assert "24 groups with 48 of 48 images, 24 more than one of each (distance up to " in " ".join(done.stdout.split())
+    table = pq.read_table(root / "found.parquet")
+    assert table.column("group").to_pylist() == [number // 2 for number in range(48)]
+    assert table.column("row").to_pylist() == [row for number in range(24) for row in (number, number + 24)]
+    with Image.open(root / "found.png") as sheet:
+        assert len(np.unique(np.asarray(sheet.convert("L")))) > 50
+        assert sheet.height > 20 * 160
+    found = json.loads(manifold("duplicates", root / "ws", "--threshold", 0, "--json").stdout)
+    assert [[member["key"] for member in group] for group in found["groups"]][:2] == [
+        ["00", "again/00"],
+        ["01", "again/01"],
+    ]
+    assert {member["distance"] for group in found["groups"] for member in group} == {0.0}
+    fails(manifold("duplicates", root / "ws", "--threshold", -1), "at least 0, it is -1")

@@ -17,6 +17,7 @@ COMMANDS = [
     "encode",
     "add",
     "remove",
+    "duplicates",
     "fit",
     "index",
     "run",
