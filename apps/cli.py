@@ -442,45 +442,6 @@ def duplicates(
 
 
 @app.command()
-def duplicates(
-    workspace: WorkspaceArgument,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Distance between latents up to which two images are joined. [default: 0.1 of the root mean square one]"
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-    parquet: Annotated[
-        Path | None, typer.Option("--out", metavar="PARQUET", help="Write every member of every group.")
-    ] = None,
-    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet of the largest groups.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
-) -> None:
-    """Find groups of images whose latents nearly coincide: connected components over all pairs within a distance, exact.
-
-    Example: manifold duplicates ws --sheet duplicates.png
-    """
-    from index.duplicates import find_duplicates
-
-    from .console import long_work, out
-    from .duplicates import duplicates_summary, duplicates_table, save_duplicates, save_duplicates_sheet, to_dict
-
-    with long_work() as progress:
-        found = find_duplicates(workspace, threshold=threshold, progress=progress)
-    if parquet is not None:
-        save_duplicates(found, parquet)
-    if sheet is not None:
-        save_duplicates_sheet(found, workspace, sheet, encoder=encoder)
-    if as_json:
-        print(json.dumps(to_dict(found), indent=2))
-        return
-    if found.groups:
-        out.print(duplicates_table(found))
-    out.print(duplicates_summary(found))
-
-
-@app.command()
 def info(workspace: WorkspaceArgument, as_json: JsonOption = False) -> None:
     """Describe a workspace: collection, encoder, counts, spectrum, index.
 
@@ -526,6 +487,9 @@ def explore(
         list[Path] | None,
         typer.Option(metavar="OTHER", help="A workspace whose spectrum may be laid over it; repeatable."),
     ] = None,
+    recording: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A recorded run, for the page Trajectories; repeatable.")
+    ] = None,
     port: Annotated[int, typer.Option(help="Port of 127.0.0.1 to serve at.")] = 8501,
 ) -> None:
     """Look at a workspace in the browser: spectrum, directions, noisy states, neighbours, map, health.
@@ -534,7 +498,7 @@ def explore(
     """
     from .explore import explore as serve
 
-    serve([workspace, *(compare or [])], port=port)
+    serve([workspace, *(compare or [])], port=port, recordings=recording or [])
 
 
 @app.command("train-demo")
