@@ -18,24 +18,25 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import faiss as _faiss
 import numpy as np
 
 from manifold.errors import FormatError
 
+from .plan import Kind
+
 __all__ = [
-    "INVERTED", "KINDS", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "empty_file", "gpu_resources",
+    "KINDS", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "empty_file", "gpu_resources",
     "has_gpu", "knn_on_gpu", "nearest", "new_index", "read_index", "read_whole_index", "set_effort", "storage_of", "take",
     "train", "version", "write_index",
 ]  # fmt: skip
 
 faiss: Any = _faiss
 """Untyped: FAISS's stubs lag behind its classes."""
-KINDS = ("Flat", "SQfp16", "SQ8", "RaBitQ", "HNSW", "IVF-Flat", "IVF-SQ8", "IVF-PQ")
+KINDS: tuple[str, ...] = get_args(Kind)
 """What can hold the coordinates: scans of 4, 2, 1 or fewer bytes each, a graph of 2 bytes each, and inverted lists."""
-INVERTED = ("IVF-Flat", "IVF-SQ8", "IVF-PQ")
 _LINKS = 32
 _PREFETCH_THREADS = 8
 _LISTS_EMPTY = b"sprs" + struct.pack("<Q", 0)

@@ -6,6 +6,7 @@ import pytest
 
 from index import faiss_io, inverted_file
 from index.inverted_file import write_inverted_file
+from index.plan import INVERTED
 from manifold.errors import FormatError
 
 D, K, N = 40, 16, 3000
@@ -88,7 +89,7 @@ def test_as_many_neighbours_as_asked_for(kind, k, rows, eigvecs, eigvals):
         assert len(valid) == len(set(valid.tolist())) == min(k, N)
 
 
-@pytest.mark.parametrize("kind", faiss_io.INVERTED)
+@pytest.mark.parametrize("kind", INVERTED)
 @pytest.mark.parametrize("gather_bytes", [1, 5000, 2**26])
 def test_a_file_written_in_portions_is_that_of_faiss(kind, gather_bytes, rows, eigvecs, eigvals, tmp_path, monkeypatch):
     monkeypatch.setattr(inverted_file, "_GATHER_BYTES", gather_bytes)
@@ -109,7 +110,7 @@ def test_mostly_empty_lists_are_written_as_faiss_does(rows, eigvecs, eigvals, tm
     assert (tmp_path / "few.index").read_bytes() == (tmp_path / "whole.index").read_bytes()
 
 
-@pytest.mark.parametrize("kind", faiss_io.INVERTED)
+@pytest.mark.parametrize("kind", INVERTED)
 def test_lists_stay_on_the_disk_and_plain_faiss_reads_them(kind, rows, eigvecs, eigvals, tmp_path):
     write_in_portions(empty(kind, eigvecs, eigvals, rows), rows, tmp_path / "one.index")
     opened = faiss_io.read_index(tmp_path / "one.index")
