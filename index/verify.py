@@ -79,6 +79,9 @@ def verify_workspace(workspace: str | Path, *, progress: Progress = silent) -> V
     if opened.index_path.exists() or opened.index_card_path.exists():
         checked += [str(path.relative_to(opened.root)) for path in (opened.index_path, opened.index_card_path)]
         problems += _index_problems(opened)
+    if (opened.root / "clip").is_dir():
+        checked.append("clip")
+        problems += _clip_problems(opened)
     return Verification(tuple(checked), tuple(problems))
 
 
@@ -147,6 +150,18 @@ def _index_problems(workspace: Workspace) -> list[str]:
 
     try:
         Searcher.open(workspace.root)
+    except ManifoldError as error:
+        return [str(error)]
+    return []
+
+
+def _clip_problems(workspace: Workspace) -> list[str]:
+    from .clip.store import ClipStore
+
+    try:
+        store = ClipStore.open(workspace)
+        store.embeddings()
+        store.index()
     except ManifoldError as error:
         return [str(error)]
     return []

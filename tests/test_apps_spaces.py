@@ -81,7 +81,7 @@ def test_errors_are_one_sentence(workspace, tmp_path):
     fails(manifold("clip-search", workspace, "--row", 40), "whose rows are 0 to 39")
     fails(manifold("clip-compare", workspace), "every k must lie between 1 and 39")
     fails(manifold("map", workspace, "--neighbours", 1), "neighbours must be at least 2")
-    fails(manifold("map", tmp_path / "nowhere"), "nowhere is not a folder")
+    fails(manifold("map", tmp_path / "nowhere", "--method", "pca"), "nowhere is not a folder")
     with pytest.raises(InputError, match="name one thing"):
         search_clip(workspace, "a.png", text="words")
 

@@ -17,6 +17,7 @@ from index.clip import ClipModel, ClipSearcher, ClipStore, embed_workspace
 from index.clip.store import card_path, embeddings_file, index_file
 from index.encode import encode_images
 from index.images.embeddings import EmbeddingSource
+from index.verify import verify_workspace
 from manifold.errors import FormatError, InputError, ManifoldWarning, MismatchError, NotFittedError, ShapeError
 
 COUNT = 45
@@ -162,11 +163,13 @@ def test_an_image_that_has_become_unreadable_is_named(workspace, photos):
 
 def test_damage_is_named(workspace):
     embed_workspace(workspace, model(), workers=0)
+    assert verify_workspace(workspace).whole
     path = embeddings_file(workspace, 2, 5)
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(FormatError, match=r"img_emb_2.npy is missing or differs"):
         ClipStore.open(workspace).embeddings()
+    assert any("img_emb_2.npy" in problem for problem in verify_workspace(workspace).problems)
     path.write_bytes(content)
     index_file(workspace).write_bytes(b"nothing")
     with pytest.raises(FormatError, match=r"image\.index is missing or damaged"):
