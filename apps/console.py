@@ -30,6 +30,8 @@ _UNITS = {
     "clip": "images",
     "project": "latents",
     "neighbours": "rows",
+    "compare": "latents",
+    "remove": "shards",
 }
 
 
