@@ -26,22 +26,31 @@ _SETTINGS = {
 }
 
 
-def server_arguments(workspaces: Sequence[str | Path], port: int) -> list[str]:
+def server_arguments(workspaces: Sequence[str | Path], port: int, recordings: Sequence[str | Path] = ()) -> list[str]:
     """The arguments of `streamlit run`: this machine only, no browser opened, no statistics sent.
 
     Arguments
         workspaces: the folder to explore, then those to lay over it. port: to listen on.
+        recordings: files that `manifold.recording` wrote.
     """
     settings = [f"--{name}={value}" for name, value in {**_SETTINGS, "server.port": str(port)}.items()]
     script = Path(__file__).with_name("explorer") / "main.py"
-    return ["run", str(script), *settings, "--", *(str(path) for path in workspaces)]
+    return [
+        "run",
+        str(script),
+        *settings,
+        "--",
+        *(str(path) for path in workspaces),
+        *(f"recording={path}" for path in recordings),
+    ]
 
 
-def explore(workspaces: Sequence[str | Path], *, port: int = 8501) -> None:
+def explore(workspaces: Sequence[str | Path], *, port: int = 8501, recordings: Sequence[str | Path] = ()) -> None:
     """Serve the explorer until the process is stopped.
 
     Arguments
         workspaces: the folder to explore, then those whose spectra may be laid over it. port: 1024 to 65535.
+        recordings: files of recorded runs, for the page Trajectories.
 
     Raises: MissingExtraError if streamlit or plotly is not installed; InputError if the port is out of range or taken.
     """
@@ -55,7 +64,7 @@ def explore(workspaces: Sequence[str | Path], *, port: int = 8501) -> None:
     # The first page is visible sooner if what it needs is in memory before the first reader comes.
     from .explorer import app, spectrum  # noqa: F401
 
-    arguments = server_arguments(workspaces, port)
+    arguments = server_arguments(workspaces, port, recordings)
     sys.argv = ["streamlit", *arguments]
     main(arguments, standalone_mode=False)
 

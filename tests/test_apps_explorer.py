@@ -50,15 +50,16 @@ def other(tmp_path_factory) -> Path:
     return root / "other-ws"
 
 
-def script(workspaces, only):
+def script(workspaces, only, recordings=()):
     from manifold_apps.explorer.app import show
 
-    show(workspaces, only)
+    show(workspaces, only, recordings)
 
 
-def open_page(name: str, *workspaces: Path, **query: str) -> AppTest:
+def open_page(name: str, *workspaces: Path, recordings=(), **query: str) -> AppTest:
     """One page, run once, without an error in it."""
-    page = AppTest.from_function(script, args=([str(path) for path in workspaces], name), default_timeout=60)
+    arguments = [str(path) for path in workspaces], name, [str(path) for path in recordings]
+    page = AppTest.from_function(script, args=arguments, default_timeout=60)
     for key, value in query.items():
         page.query_params[key] = value
     return sound(page.run())
@@ -105,7 +106,7 @@ def test_the_first_page_by_its_address(workspace):
     assert page.title[0].value == "Spectrum"
 
 
-@pytest.mark.parametrize("only", ["spectrum", "directions", "outline", "retrieve", "mapping", "health"])
+@pytest.mark.parametrize("only", ["spectrum", "directions", "outline", "retrieve", "mapping", "health", "trajectories"])
 def test_without_a_workspace_a_page_says_what_to_do(tmp_path, only):
     page = AppTest.from_function(script, args=([str(tmp_path / "nowhere")], only), default_timeout=60).run()
     assert not page.exception
@@ -352,7 +353,58 @@ def test_health_names_what_is_wrong(workspace):
     assert pictures(sound(page)) == 12
     page.toggle(key="duplicates").set_value(True).run()
     sound(page)
-    assert any("rows 3 and 120" in text and "0.0%" in text for text in captions(page))
+    assert any("rows 3, 120" in text and "at most 0 from" in text for text in captions(page)), captions(page)
+
+
+@pytest.fixture(scope="module")
+def recording(workspace, tmp_path_factory) -> Path:
+    """What a sampler that follows the Gaussian flow would have recorded."""
+    import torch
+
+    from index import Workspace
+    from index.statistics import load_manifold
+    from manifold.recording import Recording
+
+    fitted = load_manifold(Workspace.open(workspace))
+    theta = torch.linspace(1.55, 0, 12, dtype=torch.float64)
+    x_T = torch.randn(5, fitted.d, generator=torch.Generator().manual_seed(2))
+    path = fitted.trajectory(x_T, float(theta[0].cos()), float(theta[0].sin()), theta.cos(), theta.sin())
+    shape = (-1, 5, 3, SIDE, SIDE)
+    facts = {"pipeline": "GaussianFlow", "scheduler": "closed form", "coordinates": "vp"}
+    tape = Recording(
+        x_t=path.x_t.view(shape), x0_hat=path.x0_hat[:-1].reshape(shape), alphas=theta.cos()[:-1],
+        sigmas=theta.sin()[:-1], timesteps=theta[:-1], metadata=facts,
+    )  # fmt: skip
+    file = tmp_path_factory.mktemp("recording") / "run.safetensors"
+    tape.save(file)
+    return file
+
+
+def test_trajectories_of_the_gaussian_lie_on_the_theory(workspace, recording):
+    page = open_page("trajectories", workspace, recordings=[recording])
+    every_figure_can_be_read(page)
+    assert "GaussianFlow" in page.caption[1].value
+    by_name: dict[str, list] = {}
+    for trace in figures(page)[0]["data"]:
+        by_name.setdefault(trace["name"], decoded(trace["y"]))
+    np.testing.assert_allclose(by_name["recorded"], by_name["Gaussian, same noise"], atol=1e-3)
+    page.number_input(key="trajectory").set_value(4).run()
+    sound(page)
+    assert pictures(page) == 2, "states and predicted targets"
+
+
+def test_without_a_recording_the_page_says_how_to_make_one(workspace):
+    page = open_page("trajectories", workspace)
+    assert "record(pipeline" in page.code[0].value
+
+
+def test_a_damaged_recording_gets_a_sentence(workspace, tmp_path):
+    (tmp_path / "run.safetensors").write_bytes(b"nothing")
+    page = AppTest.from_function(
+        script, args=([str(workspace)], "trajectories", [str(tmp_path / "run.safetensors")]), default_timeout=60
+    ).run()
+    assert not page.exception
+    assert "run.safetensors is damaged" in page.error[0].value
 
 
 def test_the_table_of_a_figure():

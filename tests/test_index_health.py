@@ -1,4 +1,4 @@
-"""Likelihoods against SciPy's density, near-duplicates against brute force, clusters of planted groups."""
+"""Likelihoods against SciPy's density, reasons counted, clusters of planted groups."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from scipy.stats import multivariate_normal
 
 from index import Workspace
 from index.clusters import cluster_rows
-from index.health import near_duplicates, reason_counts
+from index.health import reason_counts
 from index.likelihoods import log_likelihoods
 from index.statistics import load_manifold
 from manifold.errors import InputError
@@ -25,9 +25,6 @@ def workspace(tmp_path_factory) -> Workspace:
             (6, 6), Image.Resampling.BICUBIC
         )
         coarse.save(root / "pictures" / f"{number:03d}.png")
-        if number in (10, 40):
-            nearly = np.clip(np.asarray(coarse).astype(int) + rng.integers(-2, 3, (6, 6, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(nearly).save(root / "pictures" / f"{number:03d}-copy.png")
     board = (np.indices((6, 6)).sum(0) % 2 * 255).astype(np.uint8)
     Image.fromarray(np.repeat(board[..., None], 3, axis=2)).save(root / "pictures" / "board.png")
     return run_images(root / "pictures", root / "ws", encoder="pixels", size=6, workers=0)
@@ -54,27 +51,6 @@ def test_a_strange_picture_comes_last(workspace):
     assert keys[int(found.argmin())] == "board"
     with pytest.raises(InputError, match="rank must lie between"):
         log_likelihoods(workspace, k=10_000)
-
-
-@pytest.mark.parametrize("threshold", [0.02, 0.1, 0.35])
-def test_near_duplicates_are_those_of_brute_force(workspace, threshold):
-    rows = latents(workspace)
-    distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
-    typical = np.sqrt(2 * load_manifold(workspace).total_variance)
-    first, second = np.nonzero(np.triu(distances <= threshold * typical, 1))
-    found = near_duplicates(workspace, threshold)
-    assert {tuple(pair) for pair in found.pairs} == set(zip(first.tolist(), second.tolist(), strict=True))
-    assert found.typical == pytest.approx(typical)
-    np.testing.assert_allclose(found.distances, [distances[a, b] for a, b in found.pairs], atol=1e-9)
-    assert (np.diff(found.relative) >= 0).all()
-
-
-def test_the_planted_copies_are_found(workspace):
-    keys = workspace.latents.metadata(["key"]).column("key").to_pylist()
-    named = {frozenset(keys[row] for row in pair) for pair in near_duplicates(workspace, 0.1).pairs}
-    assert named == {frozenset({"010", "010-copy"}), frozenset({"040", "040-copy"})}
-    with pytest.raises(InputError, match="above 0 and below 1"):
-        near_duplicates(workspace, 1.0)
 
 
 def test_reasons_are_counted_most_frequent_first():

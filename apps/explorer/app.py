@@ -18,7 +18,7 @@ __all__ = ["PAGES", "PageEntry", "show"]
 
 @dataclass(frozen=True)
 class PageEntry:
-    """One page: a module of this folder with a function `page(opened, others)`."""
+    """One page: a module of this folder with a function `page(opened, others)`, others being files to lay beside it."""
 
     module: str
     title: str
@@ -30,6 +30,7 @@ PAGES = (
     PageEntry("directions", "Directions", ":material/tune:"),
     PageEntry("outline", "Outline first", ":material/blur_on:"),
     PageEntry("retrieve", "Retrieve", ":material/image_search:"),
+    PageEntry("trajectories", "Trajectories", ":material/timeline:"),
     PageEntry("mapping", "Map", ":material/scatter_plot:"),
     PageEntry("health", "Health", ":material/health_and_safety:"),
 )
@@ -40,40 +41,45 @@ _STYLE = """<style>
 @media (max-width: 1000px) {.stMainBlockContainer {padding-left: 1.5rem; padding-right: 1.5rem}}
 @media (max-width: 720px) {[class*="st-key-pair"] .stColumn {min-width: 100%}}
 @media (min-width: 640px) {.stColumn:has(.st-key-sticky) {align-self: flex-start; position: sticky; top: 4rem}}
-.st-key-sticky .stColumn {min-width: 0}
+.stMainBlockContainer .stColumn {min-width: 0}
 .stMainBlockContainer h1 {font-size: 2.1rem; padding: 0.2rem 0}
 </style>"""
 """Two figures stand side by side where each has 330 pixels or more, and below each other where they have not."""
 
 
-def show(workspaces: Sequence[str], only: str | None = None) -> None:
+def show(workspaces: Sequence[str], only: str | None = None, recordings: Sequence[str] = ()) -> None:
     """Run the page that the address asks for.
 
     Arguments
         workspaces: the folder explored, then those that may be laid over it.
         only: run this page, whatever the address; for tests.
+        recordings: files of recorded runs, for the page Trajectories.
     """
     st.set_page_config(page_title="latent-manifold", page_icon=_badge(), layout="wide")
     st.html(_STYLE)
     if only is not None:
-        next(_runner(entry, workspaces) for entry in PAGES if entry.module == only)()
+        next(_runner(entry, workspaces, recordings) for entry in PAGES if entry.module == only)()
         return
     pages = [
         st.Page(
-            _runner(entry, workspaces), title=entry.title, icon=entry.icon, url_path=entry.module, default=number == 0
+            _runner(entry, workspaces, recordings),
+            title=entry.title,
+            icon=entry.icon,
+            url_path=entry.module,
+            default=number == 0,
         )
         for number, entry in enumerate(PAGES)
     ]
     st.navigation(pages, position="top").run()
 
 
-def _runner(entry: PageEntry, workspaces: Sequence[str]) -> Callable[[], None]:
+def _runner(entry: PageEntry, workspaces: Sequence[str], recordings: Sequence[str]) -> Callable[[], None]:
     def run() -> None:
         opened = open_or_explain(workspaces[0])
         _about(opened)
         module = importlib.import_module(f".{entry.module}", __package__)
         try:
-            module.page(opened, tuple(workspaces[1:]))
+            module.page(opened, tuple(recordings if entry.module == "trajectories" else workspaces[1:]))
         except ManifoldError as error:
             st.error(sentence(error), icon=":material/error:")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
+from index.duplicates import default_threshold
 from index.health import reason_counts
 from index.shards import read_rejects
 
@@ -17,6 +18,7 @@ __all__ = ["page"]
 
 _A_PAGE = 12
 _A_ROW = 6
+_MEMBERS = 4
 
 
 def page(opened: Opened, others: tuple[str, ...]) -> None:
@@ -95,28 +97,40 @@ def _outliers(opened: Opened, values: np.ndarray) -> None:
 
 @st.fragment
 def _duplicates(opened: Opened) -> None:
-    row = st.container(horizontal=True, vertical_alignment="bottom")
-    threshold = row.slider(
-        "Closer than this share of the usual distance (%)", 1, 50, 10, key="closer", bind="query-params", width=320
-    )
-    if not row.toggle("Look for them", key="duplicates", bind="query-params", help="Compares every pair of images."):
+    if opened.searcher is None:
+        st.info(opened.missing["searcher"], icon=":material/info:")
         return
-    found = duplicates(opened, threshold / 100)
-    if not len(found.pairs):
+    row = st.container(horizontal=True, vertical_alignment="bottom")
+    usual = default_threshold(opened.manifold.total_variance)
+    threshold = row.number_input(
+        "Closer than (latent units)",
+        0.0,
+        value=float(f"{usual:.3g}"),
+        format="%.3g",
+        key="closer",
+        bind="query-params",
+        width=220,
+        help="A tenth of the usual distance of two images unless changed.",
+    )
+    if not row.toggle("Look for them", key="duplicates", bind="query-params", help="Compares the images by pairs."):
+        return
+    found = duplicates(opened, float(threshold or 0.0))
+    if not found.groups:
         st.success("No two images are that close.", icon=":material/check_circle:")
         return
-    pages = -(-len(found.pairs) // _A_PAGE)
-    number = int(row.number_input(f"Page, 1 to {pages:,}", 1, pages, 1, key="pairs", bind="query-params", width=180))
+    pages = -(-len(found.groups) // _A_PAGE)
+    number = int(row.number_input(f"Page, 1 to {pages:,}", 1, pages, 1, key="groups", bind="query-params", width=180))
     begin = (number - 1) * _A_PAGE
-    shown = found.pairs[begin : begin + _A_PAGE]
+    shown = range(begin, min(begin + _A_PAGE, len(found.groups)))
     for first in range(0, len(shown), _A_ROW // 2):
         columns = st.columns(_A_ROW // 2, gap="medium", wrap=False)
-        for column, place in zip(columns, range(first, min(first + _A_ROW // 2, len(shown))), strict=False):
-            one, other = shown[place].tolist()
+        for column, place in zip(columns, shown[first : first + _A_ROW // 2], strict=False):
+            rows = found.groups[place].tolist()
+            names = ", ".join(str(one) for one in rows[:_MEMBERS]) + (" …" if len(rows) > _MEMBERS else "")
             with column:
-                about = f"rows {one} and {other}  \n{found.relative[begin + place]:.1%} of the usual distance"
-                show(strip(thumbnails(opened, (one, other)), 128), about)
+                about = f"rows {names}  \nat most {found.distances[place].max():.3g} from the first (latent units)"
+                show(strip(thumbnails(opened, rows[:_MEMBERS]), 128), about)
     st.caption(
-        f"{len(found.pairs):,} pairs, nearest first; two images of this collection usually lie {found.typical:,.3g} latent "
-        "units apart."
+        f"{len(found.groups):,} groups with {found.surplus:,} images beyond the first of each; two images of this collection "
+        f"usually lie {found.typical_distance:,.3g} latent units apart."
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from index.clusters import cluster_rows
 from index.coordinates import eigen_coordinates
-from index.health import Duplicates, near_duplicates
+from index.duplicates import Duplicates, find_duplicates
 from index.likelihoods import log_likelihoods
 from index.neighbours import exact_neighbours
 from index.projection import umap_layout
@@ -41,11 +41,11 @@ def likelihoods(opened: Opened) -> np.ndarray:
 
 
 def duplicates(opened: Opened, threshold: float) -> Duplicates:
-    """Near-duplicate pairs."""
+    """Groups of near-duplicates, closer than a distance between latents."""
 
     def make() -> Duplicates:
-        with working("Comparing every pair") as progress:
-            return near_duplicates(opened.workspace, threshold, progress=progress)
+        with working("Comparing pairs") as progress:
+            return find_duplicates(opened.workspace.root, threshold=threshold, progress=progress)
 
     return kept(("duplicates", opened.token, threshold), make)
 

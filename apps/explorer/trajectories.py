@@ -1,0 +1,195 @@
+"""The page Trajectories: a recorded run of a pipeline, its turn from noise to image, and its eigenmodes against theory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+import torch
+from torch import Tensor
+
+from manifold.errors import FormatError, InputError
+from manifold.path_modes import ModePaths, measure_mode_paths
+from manifold.path_pca import PathPCA, measure_path_pca
+from manifold.path_rotation import PathRotation, measure_path_rotation
+from manifold.recording import Recording
+
+from .figures import AMBER, BLUE, GREY, SERIES, figure, pair, show_figure
+from .loading import Opened
+from .pictures import decode, same_size, show, strip
+from .work import kept
+
+__all__ = ["page"]
+
+_HOW = """from manifold.recording import record
+
+recording = record(pipeline, ...)
+recording.save("run.safetensors")
+# then: manifold explore WS --recording run.safetensors"""
+_FRAMES = 10
+_MODES = (1, 2, 3, 5, 10, 30)
+_NAMES = {"recorded": BLUE, "Gaussian, same noise": AMBER, "null: smooth path": GREY}
+
+
+def page(opened: Opened, others: tuple[str, ...]) -> None:
+    """Show the page; `others` are the files of recorded runs."""
+    st.title("Trajectories")
+    st.markdown(
+        "A recorded run beside the closed form that starts from the same noise, and beside a path that is merely smooth."
+    )
+    if not others:
+        st.info(
+            "No run was given. Record one of any diffusers pipeline, with latents like this workspace's:",
+            icon=":material/info:",
+        )
+        st.code(_HOW, language="python")
+        return
+    path = (
+        st.selectbox("Run", others, format_func=lambda one: Path(one).name, key="run") if len(others) > 1 else others[0]
+    )
+    recording = _loaded(opened, path)
+    count = recording.x_t.shape[1]
+    facts = recording.metadata
+    st.caption(
+        f"{facts.get('pipeline', 'a pipeline')}, {facts.get('scheduler', 'a sampler')}: {count:,} trajectories, "
+        f"{len(recording.x0_hat):,} evaluations of the network."
+    )
+    chosen = 0
+    if count > 1:
+        chosen = (
+            int(
+                st.number_input(
+                    f"Trajectory, 1 to {count:,}", 1, count, 1, key="trajectory", bind="query-params", width=180
+                )
+            )
+            - 1
+        )
+    _pictures(opened, recording, chosen)
+    rotation, flatness, modes = kept(
+        ("paths", opened.token, path, Path(path).stat().st_mtime_ns), lambda: _measured(opened, recording)
+    )
+    left, right = pair("paths")
+    with left:
+        st.subheader("The turn from noise to image")
+        _rotation(rotation, chosen)
+    with right:
+        st.subheader("Flatness")
+        _flatness(flatness)
+    st.subheader("Along the eigenvectors")
+    _modes(modes, chosen)
+
+
+def _loaded(opened: Opened, path: str) -> Recording:
+    try:
+        recording = Recording.load(path)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no recording {path}; check the path given to --recording") from error
+    if tuple(recording.x_t.shape[2:]) != tuple(opened.store.shape):
+        raise FormatError(
+            f"{path} has latents of shape {tuple(recording.x_t.shape[2:])}, this workspace has {tuple(opened.store.shape)}; "
+            "explore the workspace of the same model"
+        )
+    return recording
+
+
+def _measured(opened: Opened, recording: Recording) -> tuple[PathRotation, PathPCA, ModePaths]:
+    path, levels = recording.x_t, (recording.alphas, recording.sigmas)
+    modes = [rank - 1 for rank in _MODES if rank <= opened.manifold.k]
+    seeded = torch.Generator().manual_seed(0)
+    return (
+        measure_path_rotation(path, *levels, opened.manifold, generator=seeded),
+        measure_path_pca(path, *levels, opened.manifold, generator=seeded),
+        measure_mode_paths(path, *levels, opened.manifold, modes),
+    )
+
+
+def _pictures(opened: Opened, recording: Recording, chosen: int) -> None:
+    steps = torch.linspace(0, len(recording.x0_hat) - 1, min(_FRAMES, len(recording.x0_hat))).round().long()
+    final = recording.x_t[-1, chosen][None]
+    states = same_size(recording.x_t[steps, chosen], final.expand(len(steps), *final.shape[1:]))
+    show(
+        strip(decode(opened, torch.cat([states, final]))),
+        "states x_t, at the length of the last one; time runs to the right",
+    )
+    targets: Tensor = torch.cat([recording.x0_hat[steps, chosen], final])
+    show(strip(decode(opened, targets)), "predicted targets x0_hat of the network at the same steps, and the sample")
+
+
+def _rotation(found: PathRotation, chosen: int) -> None:
+    noise = (found.sigmas / found.alphas).tolist()
+    drawn = figure("noise level σ / α (no unit), falling with time", "angle from x_T toward x_0 (degrees)", log_x=True)
+    columns: dict[str, Any] = {"sigma / alpha": noise}
+    for (name, color), fit in zip(_NAMES.items(), (found.measured, found.gaussian, found.null), strict=True):
+        columns[name] = fit.angle[:, chosen].rad2deg().tolist()
+        _line(drawn, noise, columns[name], name, color)
+    columns["formula"] = found.measured.formula_angle[:, chosen].rad2deg().tolist()
+    _line(drawn, noise, columns["formula"], "formula α x_0 + σ x_T", SERIES[2], dash="dot")
+    drawn.update_xaxes(autorange="reversed")
+    show_figure(
+        drawn,
+        "Where recorded and formula agree, the state turns in the plane of noise and image as the formula has it.",
+        columns,
+        "rotation",
+    )
+
+
+def _flatness(found: PathPCA) -> None:
+    drawn = figure("number of principal components of a trajectory", "variance left out, mean (%)", log_y=True)
+    counts = list(range(1, found.measured.shape[1] + 1))
+    columns: dict[str, Any] = {"components": counts}
+    for (name, color), part in zip(_NAMES.items(), (found.measured, found.gaussian, found.null), strict=True):
+        columns[name] = (100 * (1 - part).clamp_min(1e-9).mean(0)).tolist()
+        _line(drawn, counts, columns[name], name, color)
+    drawn.update_xaxes(dtick=1)
+    show_figure(
+        drawn,
+        "A lower line is a flatter path; only what lies below the smooth null is more than smoothness.",
+        columns,
+        "flatness",
+    )
+
+
+def _modes(found: ModePaths, chosen: int) -> None:
+    noise = found.noise.tolist()
+    drawn = figure(
+        "noise level σ / α (no unit), falling with time",
+        "coefficient (latent units, variance-preserving)",
+        log_x=True,
+        height=440,
+    )
+    columns: dict[str, Any] = {"sigma / alpha": noise}
+    for place, mode in enumerate(found.modes.tolist()):
+        color = SERIES[place % len(SERIES)]
+        name = f"direction {mode + 1} (explained {float(found.agreement[place]):.0%})"
+        columns[f"direction {mode + 1}, recorded"] = found.measured[:, chosen, place].tolist()
+        columns[f"direction {mode + 1}, Gaussian"] = found.gaussian[:, chosen, place].tolist()
+        _line(drawn, noise, columns[f"direction {mode + 1}, recorded"], name, color)
+        _line(
+            drawn, noise, columns[f"direction {mode + 1}, Gaussian"], f"{name}, theory", color, dash="dot", legend=False
+        )
+    drawn.update_xaxes(autorange="reversed")
+    show_figure(
+        drawn,
+        "Solid is the recording and dotted the closed form from the same noise; the legend says how much of the recorded "
+        "coefficients, over all trajectories, it explains.",
+        columns,
+        "modes",
+    )
+
+
+def _line(
+    drawn: go.Figure,
+    x: Sequence[float],
+    y: Sequence[float],
+    name: str,
+    color: str,
+    *,
+    dash: str = "solid",
+    legend: bool = True,
+) -> None:
+    drawn.add_scatter(
+        x=x, y=y, mode="lines", name=name, line={"color": color, "dash": dash, "width": 2}, showlegend=legend
+    )
