@@ -232,6 +232,8 @@ def read_whole_index(path: Path) -> Any:
 
 def basis(index: Any) -> tuple[np.ndarray, np.ndarray]:
     """What the index projects by, from the index itself: the mean (d,) and the eigenvectors (d, k), float32."""
+    if not isinstance(index, faiss.Index):
+        index = index.on_cpu
     centering, projection = (faiss.downcast_VectorTransform(index.chain.at(place)) for place in range(2))
     rows = faiss.vector_to_array(projection.A).reshape(projection.d_out, projection.d_in)
     return faiss.vector_to_array(centering.mean), np.ascontiguousarray(rows.T)

@@ -57,6 +57,7 @@ def test_all_but_the_kernel(kind, rows, monkeypatch):
     monkeypatch.setattr(faiss_io, "gpu_resources", lambda: None)
     index = built(kind, rows)
     held = GpuIndex(index, torch.device("cpu"))
+    np.testing.assert_array_equal(faiss_io.basis(held)[1], faiss_io.basis(index)[1])
     stored = faiss_io.coordinates(index, 700, 300)
     np.testing.assert_allclose(faiss_io.coordinates(held, 700, 300), stored, atol=1e-2, rtol=1e-2)
     far = np.linalg.norm((rows[:20, None, :K] - 3) - faiss_io.coordinates(index, 0, N)[None], axis=2)
