@@ -1,7 +1,7 @@
-from .anticipation import Anticipation as Anticipation
-from .anticipation import measure_anticipation as measure_anticipation
 from .add import Added as Added
 from .add import add_images as add_images
+from .anticipation import Anticipation as Anticipation
+from .anticipation import measure_anticipation as measure_anticipation
 from .build import build_index as build_index
 from .duplicates import Duplicates as Duplicates
 from .duplicates import find_duplicates as find_duplicates
@@ -10,10 +10,12 @@ from .encoders import open_encoder as open_encoder
 from .fit import fit_workspace as fit_workspace
 from .images import decode_image as decode_image
 from .images import open_collection as open_collection
+from .projection import project_map as project_map
 from .remove import Removed as Removed
 from .remove import remove_images as remove_images
 from .search import Hits as Hits
 from .search import Searcher as Searcher
+from .spaces import compare_spaces as compare_spaces
 from .verify import Verification as Verification
 from .verify import verify_workspace as verify_workspace
 from .workspace import Workspace as Workspace

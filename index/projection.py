@@ -86,8 +86,8 @@ def project_map(
     Raises: InputError (workspace, options, fewer than 4 images); NotFittedError; MissingExtraError if `umap` is asked for
         and umap-learn is not installed; StorageError.
 
-    Cost: n^2 multiply-adds a coordinate for the neighbours; UMAP a few milliseconds an image, after some twenty seconds of
-        compiling. Distances in the table are Euclidean in latent units, or cosine distances, 1 - cos, for `clip`.
+    Cost: n^2 multiply-adds a coordinate for the neighbours. UMAP takes some 20 seconds for the first 2,000 images, most of
+        them to compile. Distances in the table are Euclidean in latent units, or cosine distances, 1 - cos, for `clip`.
     """
     if method not in get_args(Method) or space not in get_args(Space):
         raise InputError(f"a map is made by umap or pca of latent or clip, not by {method!r} of {space!r}")
