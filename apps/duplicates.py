@@ -40,8 +40,8 @@ def duplicates_summary(found: Duplicates) -> str:
         return f"no near-duplicates ({scale})"
     members = sum(len(group) for group in found.groups)
     return (
-        f"{len(found.groups):,} groups with {members:,} of {len(found.store):,} images, {found.surplus:,} more than one of "
-        f"each ({scale})"
+        f"{len(found.groups):,} group{'s' if len(found.groups) > 1 else ''} with {members:,} of {len(found.store):,} images, "
+        f"{found.surplus:,} more than one of each ({scale})"
     )
 
 
