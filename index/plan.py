@@ -2,8 +2,8 @@
 
 Scans come first: nothing to tune, and at a few million rows still milliseconds. Beyond, or where memory is short, rows go to
 inverted lists that stay on the disk. Within a kind the fewest coordinates are taken whose expected recall reaches the target
-(see `index.expected_recall`). The figures say what to expect before hours are spent; what was reached is measured after
-building, see `index.recall`.
+with a margin (see `index.expected_recall`). The figures say what to expect before hours are spent; what was reached is
+measured after building, see `index.recall`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ DEFAULT_RECALL = 0.99
 
 INVERTED = ("IVF-Flat", "IVF-SQ8", "IVF-PQ")
 _LEAST_RANK, _MOST_RANK, _RANK_STEP = 16, 256, 8
+_MISSES = 0.5
+"""Share of the misses allowed that is planned for: data are not quite Gaussian, and 2,000 CIFAR-10 images missed three times as
+many as expected."""
 _SCAN_UP_TO = 2_000_000
 _GRAPH_BYTES = 274
 """HNSW32: 64 links at the bottom, a few above, and their offsets."""
@@ -144,7 +147,7 @@ def plan_index(
                 cheapest = plan
             if _needs(plan) > allowed:
                 break
-            if plan.expected_recall >= recall:
+            if 1 - plan.expected_recall <= _MISSES * (1 - recall):
                 return plan
             if best is None or plan.expected_recall > best.expected_recall:
                 best = plan
