@@ -275,3 +275,27 @@ def test_denoising_error_on_held_out_cifar():
         noisy = held_out + sigma * torch.randn(held_out.shape, generator=generator)
         error = float((fitted.denoise(noisy, 1.0, sigma) - held_out).square().mean())
         assert error == pytest.approx(expected, rel=0.03), f"sigma = {sigma}"
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
+def test_a_networks_prediction_mends_the_endpoint_of_data_with_another_mean(manifold, generator, alpha, sigma):
+    """Exact for such data; without the prediction, or with it taken as the end, it is not."""
+    old = manifold.covariance
+    shift = torch.randn(manifold.d, generator=generator, dtype=torch.float64)
+    if sigma == 0:  # a state without noise has nothing in directions without variance
+        shift = torch.linalg.pinv(dense(manifold), rtol=1e-12, hermitian=True) @ dense(manifold) @ shift
+    if isinstance(old, FullCovariance):
+        moved = FullCovariance(old.mean + shift, old.eigvals, old.eigvecs)
+    else:
+        moved = LowRankCovariance(old.mean + shift, old.eigvals, old.eigvecs, old.tail_var)
+    truth = GaussianManifold(moved, shape=manifold.shape)
+    x_t = states(truth, generator, alpha, sigma)
+    network = truth.denoise(x_t, alpha, sigma)
+    expected = truth.solve(x_t, alpha, sigma, 1.0, 0.0)
+    mended = manifold.endpoint(x_t, alpha, sigma, network)
+    torch.testing.assert_close(mended, expected, rtol=1e-9, atol=1e-9)
+    if sigma > 0:
+        assert (manifold.endpoint(x_t, alpha, sigma) - expected).abs().max() > 1e-3
+        assert (network - expected).abs().max() > 1e-3
+    pictures = manifold.endpoint(x_t.view(-1, 3, 2, 2), alpha, sigma, network.view(-1, 3, 2, 2))
+    torch.testing.assert_close(pictures.flatten(1), mended)
