@@ -111,7 +111,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         save_file(stored, temporary, metadata={"manifold": json.dumps(dict(metadata), sort_keys=True)})
+        temporary.chmod(usual)  # safetensors leaves a file that only its owner can read
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
