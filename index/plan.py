@@ -33,8 +33,8 @@ DEFAULT_RECALL = 0.99
 INVERTED = ("IVF-Flat", "IVF-SQ8", "IVF-PQ")
 _LEAST_RANK, _MOST_RANK, _RANK_STEP = 16, 256, 8
 _MISSES = 0.5
-"""Share of the misses allowed that is planned for: data are not quite Gaussian, and 2,000 CIFAR-10 images missed three times as
-many as expected."""
+"""Share of the misses allowed that is planned for: data are not quite Gaussian, and 2,000 CIFAR-10 images missed more than
+three times as many as expected."""
 _SCAN_UP_TO = 2_000_000
 _GRAPH_BYTES = 274
 """HNSW32: 64 links at the bottom, a few above, and their offsets."""
