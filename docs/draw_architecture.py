@@ -130,7 +130,7 @@ def mermaid(rooms: dict[str, list[str]], edges: Edges) -> str:
     lines = ["```mermaid", "flowchart BT"]
     for package in PACKAGES:
         inside = [f'    {names[room]}["{room}"]' for room in rooms if package_of(room, rooms) == package]
-        lines += [f"  subgraph {package}_", *inside, "  end"]
+        lines += [f"  subgraph {package}_[{package}]", *inside, "  end"]
     lines += [f"  {names[here]} --> {names[there]}" for here, there in arrows(rooms, edges)]
     return "\n".join([*lines, "```"])
 
