@@ -79,7 +79,7 @@ def default_threshold(total_variance: float) -> float:
     It is taken from all pairs, not from nearest neighbours, so that many duplicates do not make it small. On photographs as
     pixels of 64 px it finds nearly all copies compressed again, reduced to half the size or 5 % brighter, few of those with
     an edge cut off; among the 50,000 CIFAR-10 training images it joins none, 0.15 joins one pair, wrongly, and 0.2 finds 92
-    groups, with the same object seen twice among them and plain skies too. `benchmarks/duplicates.py` prints the first part.
+    groups, with the same object seen twice among them and plain skies too.
     """
     return DEFAULT_SHARE * sqrt(2 * total_variance)
 
