@@ -19,8 +19,8 @@ pytestmark = [
 
 SIDE = 8
 PAGES = {"": "Spectrum", "directions": "Directions", "outline": "Outline first", "retrieve": "Retrieve",
-         "mapping": "Map", "health": "Health"}  # fmt: skip
-LIMIT_MS = 60_000
+         "trajectories": "Trajectories", "mapping": "Map", "health": "Health"}  # fmt: skip
+LIMIT_MS = 120_000
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,16 @@ class PageEntry:
 
     module: str
     title: str
-    icon: str
 
 
 PAGES = (
-    PageEntry("spectrum", "Spectrum", ":material/show_chart:"),
-    PageEntry("directions", "Directions", ":material/tune:"),
-    PageEntry("outline", "Outline first", ":material/blur_on:"),
-    PageEntry("retrieve", "Retrieve", ":material/image_search:"),
-    PageEntry("trajectories", "Trajectories", ":material/timeline:"),
-    PageEntry("mapping", "Map", ":material/scatter_plot:"),
-    PageEntry("health", "Health", ":material/health_and_safety:"),
+    PageEntry("spectrum", "Spectrum"),
+    PageEntry("directions", "Directions"),
+    PageEntry("outline", "Outline first"),
+    PageEntry("retrieve", "Retrieve"),
+    PageEntry("trajectories", "Trajectories"),
+    PageEntry("mapping", "Map"),
+    PageEntry("health", "Health"),
 )
 
 
@@ -64,7 +63,6 @@ def show(workspaces: Sequence[str], only: str | None = None, recordings: Sequenc
         st.Page(
             _runner(entry, workspaces, recordings),
             title=entry.title,
-            icon=entry.icon,
             url_path=entry.module,
             default=number == 0,
         )
