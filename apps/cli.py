@@ -15,7 +15,7 @@ import typer
 
 from manifold.errors import ManifoldError
 
-from . import cli_spaces
+from . import cli_spaces, cli_teleport
 
 __all__ = ["app", "main"]
 
@@ -557,6 +557,7 @@ def demo(
 
 
 cli_spaces.register(app)
+cli_teleport.register(app)
 
 
 def _encoded(count: int, rejects: int, rejects_path: Path) -> str:

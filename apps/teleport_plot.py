@@ -1,0 +1,103 @@
+"""A picture of what teleportation costs and saves: error and Frechet distance, by evaluations and by start."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from .plots import _FAINT, _INK, _pyplot, _save
+from .teleport_scores import Run, TeleportBench
+
+__all__ = ["plot_teleport"]
+
+_COLOURS = {"ddim": "#2456a6", "dpm": "#c4731b", "unipc": "#2f7d5b"}
+_NAMES = {"ddim": "DDIM", "dpm": "DPM-Solver++", "unipc": "UniPC"}
+_CAPTION = (
+    "How to read it: on the left a dashed line below the solid one of its colour means that starting late is worth it at "
+    "equal evaluations; on the right the dotted line is the same sampler with all of its steps, and grey what chance or the "
+    "reference itself leaves open."
+)
+
+
+def plot_teleport(found: TeleportBench, path: Path) -> None:
+    """Write a benchmark of teleportation as PNG: error above, Frechet distance to other seeds below.
+
+    Left: by network evaluations, plain (solid) and started late (dashed, of each number of evaluations the start with the
+    least error). Right: by the level started at, for the longest run measured that was cut shorter.
+
+    Arguments
+        found: of `bench_teleport`. path: the file to write.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.2))
+    by = found.yardsticks
+    for row, value in enumerate(("error", "seeds")):
+        left, right = axes[row]
+        for sampler in found.facts["samplers"]:
+            _by_evaluations(left, found, sampler, value)
+            _by_start(right, found, sampler, value)
+        for axis in (left, right):
+            if value == "error":
+                axis.axhspan(0, by["reference_error"], color="#a4a8af", alpha=0.35, linewidth=0)
+                axis.set_yscale("log")
+                axis.set_ylabel("RMS error (deviations of the samples)")
+            else:
+                spread, middle = by["seeds_chance_sd"], by["seeds_reference"]
+                axis.axhspan(middle - spread, middle + spread, color="#a4a8af", alpha=0.35, linewidth=0)
+                axis.set_ylabel("Fréchet distance to other seeds")
+        left.set_xlabel("network evaluations")
+        right.set_xlabel("start σ / α (square roots of the largest variance)")
+        right.set_xscale("log")
+        right.invert_xaxis()
+        if len(left.lines):
+            left.legend(frameon=True, framealpha=0.88, facecolor="white", edgecolor="none", fontsize=9)
+    facts = found.facts
+    figure.suptitle(
+        f"Teleportation: {facts['model']}", x=0.02, y=0.99, ha="left", fontsize=14, fontweight="bold", color=_INK
+    )
+    line = (
+        f"{facts['seeds']} seeds, guidance {facts['guidance_scale']:g}, reference DDIM in {facts['reference_steps']} steps; "
+        f"another seed's image is at error {by['other_seed_error']:.3g}"
+    )
+    figure.text(0.02, 0.935, line, color=_FAINT, fontsize=10)
+    figure.text(0.02, 0.01, textwrap.fill(_CAPTION, 156), color=_FAINT, fontsize=9, va="bottom", linespacing=1.3)
+    figure.subplots_adjust(left=0.075, right=0.985, top=0.905, bottom=0.125, wspace=0.2, hspace=0.28)
+    _save(pyplot, figure, path)
+
+
+def _by_evaluations(axis: Any, found: TeleportBench, sampler: str, value: str) -> None:
+    counts = sorted(set(found.facts["evaluations"]))
+    plain = [run for count in counts if (run := found.plain(sampler, count)) is not None]
+    late = []
+    for count in counts:
+        chosen = [run for run in found.chosen("evaluations", sampler) if run.evaluations == count]
+        if chosen:
+            late.append(min(chosen, key=lambda run: run.error))
+    _line(axis, plain, "evaluations", value, sampler, "-", _NAMES[sampler])
+    _line(axis, late, "evaluations", value, sampler, "--", f"{_NAMES[sampler]}, started late")
+
+
+def _by_start(axis: Any, found: TeleportBench, sampler: str, value: str) -> None:
+    if not found.facts["steps"]:
+        return
+    steps = max(found.facts["steps"])
+    cut = sorted((run for run in found.chosen("steps", sampler) if run.steps == steps), key=lambda run: run.start)
+    _line(axis, cut, "start_relative", value, sampler, "--", "")
+    plain = found.plain(sampler, steps)
+    if plain is not None and cut:
+        axis.axhline(getattr(plain, value), color=_COLOURS[sampler], linestyle=":", linewidth=1.3)
+
+
+def _line(axis: Any, runs: list[Run], by: str, value: str, sampler: str, style: str, label: str) -> None:
+    if not runs:
+        return
+    x, y = [getattr(run, by) for run in runs], [getattr(run, value) for run in runs]
+    axis.plot(
+        x, y, color=_COLOURS[sampler], linestyle=style, linewidth=1.7, marker="o", markersize=3.5,
+        label=label or "_nolegend_",
+    )  # fmt: skip
+    if value == "error":
+        axis.fill_between(
+            x, [run.low for run in runs], [run.high for run in runs], color=_COLOURS[sampler], alpha=0.12, linewidth=0
+        )

@@ -1,0 +1,100 @@
+"""Does it pay to start a sampler late? DDIM, DPM-Solver++ and UniPC, plain and teleported, at 5 to 25 evaluations.
+
+    python benchmarks/teleport.py [--model FOLDER] [--workspace WS] [--images cifar10-train.parquet] [--seeds 200]
+
+On the shipped model and the same seeds: RMS error from a many-step DDIM run of the same noise, and Frechet distance in
+latent space to other seeds and to the data, beside what chance makes of each. First at equal network evaluations, then for
+25 steps of which more and more are left out. Statistics are those of the first 10,000 images as the model's own autoencoder
+encodes them, unless a fitted workspace is given; guidance 1 asks the network once a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from manifold_apps.bench_teleport import bench_teleport
+from manifold_apps.cli_teleport import sentences
+from manifold_apps.teleport_plot import plot_teleport
+from manifold_apps.teleport_scores import Run, TeleportBench
+from report import OUT, show, write
+
+from index import encode_images, fit_workspace
+from manifold.demo_model import MODEL_FOLDER
+
+ROWS = 10_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", type=Path, default=MODEL_FOLDER, help="folder of the demo model, or of another pipeline"
+    )
+    parser.add_argument("--workspace", type=Path, help="fitted workspace of the model's latents, instead of making one")
+    parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-train.parquet"))
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--starts", type=float, nargs="*", default=[2.7, 1.4, 0.7], help="in sqrt(lambda_1)")
+    parser.add_argument("--steps", type=int, nargs="*", default=[25])
+    parser.add_argument("--guidance-scale", type=float, default=1.0)
+    parser.add_argument("--per-class", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as folder:
+        root = options.workspace or made(Path(folder), options.images, options.model)
+        found = bench_teleport(
+            root, options.model, seeds=options.seeds, starts=options.starts, steps=options.steps, reference_steps=100,
+            guidance_scale=options.guidance_scale, per_class=options.per_class,
+        )  # fmt: skip
+    print_tables(found)
+    print("\n" + "\n".join(sentences(found)))
+    write("teleport", found.to_dict())
+    plot_teleport(found, OUT / "teleport.png")
+    print(f"drawn in {OUT / 'teleport.png'}")
+
+
+def made(folder: Path, images: Path, model: Path) -> Path:
+    """A fitted workspace of the first images."""
+    few = folder / "images.parquet"
+    pq.write_table(pq.read_table(images).slice(0, ROWS), few)
+    encode_images(few, folder / "ws", encoder=str(model / "vae"), size=32)
+    fit_workspace(folder / "ws")
+    return folder / "ws"
+
+
+def print_tables(found: TeleportBench) -> None:
+    columns = [
+        "sampler", "moved by", "evaluations", "saved", "start / sqrt(l1)", "error", "of plain", "low", "high", "as plain",
+        "Frechet seeds", "data",
+    ]  # fmt: skip
+    for comparison, counts, title in (
+        (
+            "evaluations",
+            found.facts["evaluations"],
+            "at equal evaluations: error over that of the plain run of as many",
+        ),
+        ("steps", found.facts["steps"], "at a fixed number of steps: error over that of the plain run of all steps"),
+    ):
+        rows = []
+        for sampler in found.facts["samplers"]:
+            for count in counts:
+                plain = found.plain(sampler, count)
+                runs = [run for name in found.facts["statistics"] for run in found.chosen(comparison, sampler, name)]
+                same = [run for run in runs if getattr(run, comparison) == count]
+                rows += [cells(run) for run in (plain, *same) if run is not None]
+        show(title, columns, rows)
+
+
+def cells(run: Run) -> list[object]:
+    plain = run.ratio is None
+    return [
+        run.sampler, "plain" if plain else run.statistics, run.evaluations, run.saved,
+        "" if plain else run.start_relative, run.error, *(("",) * 3 if plain else (run.ratio, run.ratio_low, run.ratio_high)),
+        run.equals_plain or "", run.seeds, run.data,
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
