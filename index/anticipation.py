@@ -5,9 +5,10 @@ on the way, what a search returns there is compared with them:
 
     share = |returned k and true k| / k
 
-Asked are the questions `target` and `endpoint` (see `index.search`), beside three baselines that need no manifold: plain
-neighbours of the rescaled state x_t / alpha, plain neighbours of the network's own prediction x0_hat, and rows drawn at
-random, whose expected share is k over the size of the collection.
+Asked are the questions `target`, told the network's own prediction, and `endpoint`, which needs no network (see
+`index.search`), beside three baselines that need no manifold: plain neighbours of the rescaled state x_t / alpha, plain
+neighbours of the network's own prediction x0_hat, and rows drawn at random, whose expected share is k over the size of the
+collection.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ def measure_anticipation(
         progress("anticipate", done, len(chosen))
         alpha, sigma = float(alphas[step]), float(sigmas[step])
         for question in questions:
-            found[question].append(_shared(_asked(searcher, path[step], alpha, sigma, question, k), true_ids))
+            found[question].append(
+                _shared(_asked(searcher, path[step], targets[step], alpha, sigma, question, k), true_ids)
+            )
         raw = searcher.search(path[step] / alpha, 1.0, 0.0, "endpoint", k).ids if alpha > 0 else None
         found["raw"].append(_shared(raw, true_ids))
         found["network"].append(_shared(searcher.search(targets[step], 1.0, 0.0, "endpoint", k).ids, true_ids))
@@ -136,14 +139,16 @@ def measure_anticipation(
 
 
 def _asked(
-    searcher: Searcher, x_t: Tensor, alpha: float, sigma: float, question: Question, k: int
+    searcher: Searcher, x_t: Tensor, x0_hat: Tensor, alpha: float, sigma: float, question: Question, k: int
 ) -> np.ndarray | None:
     """Rows that the question returns, (n, k); None where pure noise gives it nothing to go by."""
+    told = x0_hat if question == "target" else None
     if alpha > 0:
-        return searcher.search(x_t, alpha, sigma, question, k).ids
-    if question == "endpoint":  # the flow from pure noise ends somewhere all the same
-        return searcher.search(searcher.manifold.endpoint(x_t, alpha, sigma), 1.0, 0.0, question, k).ids
-    return None
+        return searcher.search(x_t, alpha, sigma, question, k, x0_hat=told).ids
+    if question == "source":
+        return None
+    end = searcher.manifold.endpoint(x_t, alpha, sigma, told)  # the flow from pure noise ends somewhere all the same
+    return searcher.search(end, 1.0, 0.0, "endpoint", k).ids
 
 
 def _shared(returned: np.ndarray | None, true_ids: np.ndarray) -> Tensor:

@@ -67,7 +67,7 @@ def build_index(
         memory: bytes it may take, or a text such as "4G"; 1 GiB unless given.
         recall: share of the true 10 nearest wanted among 50 candidates; 0.99 unless given.
         plan: from `plan_workspace`, instead of the four before.
-        progress: told of ("index", rows done, rows in all), then ("recall", questions done, questions in all).
+        progress: told of ("index", rows done, rows in all), then ("recall", noise levels done, noise levels in all).
 
     Returns: the card, as written to WS/index/image.json: the plan, checksums, and the recall found.
 
@@ -105,7 +105,7 @@ def build_index(
             "candidates": CANDIDATES,
             "plan": asdict(plan),
         }
-        truth = Truth(manifold, opened.latents, plan.k)
+        truth = Truth(manifold, opened.latents)
         with atomic_path(opened.index_path) as path:
             empty = _trained(opened, manifold, plan)
             index = _filled(opened, empty, plan, truth, path, progress)
@@ -176,7 +176,7 @@ def _filled(workspace: Workspace, index: Any, plan: Plan, truth: Truth, path: Pa
         progress("index", 0, plan.count)
         for batch in workspace.latents.batches(plan.batch_rows):
             coords = faiss_io.eigen_coordinates(index, batch)
-            truth.update(batch, coords, done)
+            truth.update(batch, done)
             yield coords
             done += len(batch)
             progress("index", done, plan.count)
@@ -194,8 +194,7 @@ def _filled(workspace: Workspace, index: Any, plan: Plan, truth: Truth, path: Pa
 
 def _warn_below(card: dict[str, Any], wanted: float) -> None:
     """Say so where even the upper end of the interval lies below what was asked for."""
-    cells = [cell for cell in card["recall"]["cells"] if cell["question"] == "endpoint"]
-    worst = min(cells, key=lambda cell: cell["recall_at_10"], default=None)
+    worst = min(card["recall"]["cells"], key=lambda cell: cell["recall_at_10"], default=None)
     if worst is not None and worst["recall_at_10_interval"][1] < wanted:
         warnings.warn(
             f"recall@10 of endpoints at sigma {worst['sigma']:.3g} is {worst['recall_at_10']:.3f}, {wanted:g} was asked for; "

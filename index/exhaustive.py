@@ -1,9 +1,4 @@
-"""The nearest of some rows of a collection, all of them looked at, in a metric that is diagonal in given directions.
-
-    |G (q - x)|^2 = tail^2 |q - x|^2 + sum_l (g_l^2 - tail^2) (v_l^T (q - x))^2,   G = V diag(g) V^T + tail (I - V V^T)
-
-With all gains 1 this is the plain distance.
-"""
+"""The nearest of some rows of a collection, all of them looked at."""
 
 from __future__ import annotations
 
@@ -42,10 +37,6 @@ def nearest_rows(
     mean: Tensor,
     targets: Tensor,
     k: int,
-    *,
-    vectors: Tensor | None = None,
-    gains: Tensor | None = None,
-    tail: Tensor | None = None,
 ) -> np.ndarray:
     """The rows nearest to each target, a few more than k, roughly in order: candidates to be ranked in float64.
 
@@ -53,11 +44,10 @@ def nearest_rows(
         rows: numbers to choose from, rising.
         mean: (d,) float32, subtracted on both sides so that a common offset costs no precision.
         targets: (m, d) float64.
-        vectors: V, (d, r) orthonormal columns. gains: (m, r). tail: (m, 1). Plain distance if they are not given.
 
     Returns: (m, min(k + 32, rows)) int64.
 
-    Cost: one pass over the latents of `rows`; r d + m d multiply-adds a row, float32.
+    Cost: one pass over the latents of `rows`; m d multiply-adds a row, float32.
     """
     kept = min(k + SPARE, len(rows))
     best = torch.full((len(targets), kept), torch.inf, dtype=torch.float64)
@@ -67,12 +57,6 @@ def nearest_rows(
     for numbers, batch in numbered_batches(store, rows):
         deviations = batch - mean
         squared = lengths - 2 * (centred @ deviations.T).double() + deviations.double().square().sum(1)
-        if vectors is not None and gains is not None and tail is not None:
-            basis = vectors.float()
-            inside, ours = (deviations @ basis).double(), (centred @ basis).double()
-            extra = gains**2 - tail**2
-            along = (extra * ours**2).sum(1, keepdim=True) - 2 * (extra * ours) @ inside.T + extra @ inside.square().T
-            squared = tail**2 * squared + along
         best, chosen = torch.cat([best, squared], 1).topk(kept, largest=False)
         best_ids = torch.cat([best_ids, numbers.expand(len(targets), -1)], 1).gather(1, chosen)
     return best_ids.numpy()

@@ -3,7 +3,7 @@
 Two sorts of queries are made from seeded rows of the collection. Noisy states x_t = x0 + sigma eps at three levels of the
 spectrum: those at which three quarters, one half and one quarter of the variance are decided,
 sum lambda^2 / (lambda + sigma^2) = share * sum lambda. And clean latents that are not in the collection: draws from the
-Gaussian posterior p(x0 | x_t) at the middle level. For each the true neighbours under the metric of the question are found
+Gaussian posterior p(x0 | x_t) at the middle level. For each the latents truly nearest to its closed-form end are found
 from the full latents, in the same pass that fills the index, and compared with what `Searcher.search` returns.
 
 recall@10 is the mean share of the 10 true neighbours returned, recall@1 how often the first is the truth's first. Rows as
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Cell", "Truth", "calibrate", "measure_recall", "noise_levels", "wilson"]
 
 _SHARES = (0.75, 0.5, 0.25)
-_QUERIES = 40
+_QUERIES = 50
 _CALIBRATING = 32
 _NEIGHBOURS = 10
 _MARGIN = 10
@@ -45,9 +45,8 @@ _ENOUGH = 0.005
 
 @dataclass(frozen=True)
 class Cell:
-    """States of one sort that are asked one question."""
+    """States at one noise level whose ends are looked for."""
 
-    question: Literal["endpoint", "target"]
     sigma: float
     """Noise of the states, with alpha = 1; 0 for clean ones."""
     states: Tensor
@@ -59,74 +58,47 @@ class Truth:
     """Exact neighbours of held-out states, found batch by batch.
 
     Arguments
-        manifold: fitted to the collection. store: its latents. k: coordinates of the index, which define `target`'s metric.
-        seed: of rows and noise.
+        manifold: fitted to the collection. store: its latents. seed: of rows and noise.
 
-    Cost: for each batch one product of (rows, d) by (d, 312), float32; the statistics' own basis for the queries.
+    Cost: for each batch one product of (rows, d) by (d, 232), float32.
     """
 
-    def __init__(self, manifold: GaussianManifold, store: LatentStore, k: int, seed: int = 0) -> None:
+    def __init__(self, manifold: GaussianManifold, store: LatentStore, seed: int = 0) -> None:
         self.manifold = manifold
         self._store = store
         self.neighbours = min(_NEIGHBOURS, len(store))
         self.cells = _cells(manifold, store, seed)
-        outside = manifold.d - k
-        eigvals = manifold.eigvals[:k].double()
-        beyond = max(manifold.total_variance - float(eigvals.sum()), 0.0) / outside if outside else 0.0
-        self._vectors = manifold.eigvecs[:, :k].double()
         self._mean = manifold.mean.double()
-        self._metrics: list[tuple[Tensor, float]] = []
-        self._centres: list[Tensor] = []
-        pulls = []
-        for cell in self.cells:
-            flat, s2 = cell.states, cell.sigma**2
-            if cell.question == "target":
-                weights, outer = (eigvals / (eigvals + s2)) ** 2, (beyond / (beyond + s2)) ** 2 if s2 else 1.0
-                centre = flat.double() - self._mean
-            else:
-                weights, outer = torch.ones_like(eigvals), 1.0
-                ends = flat if not cell.sigma else manifold.endpoint(flat, 1.0, cell.sigma)
-                centre = ends.double() - self._mean
-            self._metrics.append((weights, outer))
-            self._centres.append(centre)
-            pulls.append((outer * centre + ((centre @ self._vectors) * (weights - outer)) @ self._vectors.T).float())
-        self._pulls = torch.cat(pulls)
-        self._best = torch.full((len(self._pulls), self.neighbours + _MARGIN), torch.inf)
+        self._centres = [
+            (manifold.endpoint(cell.states, 1.0, cell.sigma) if cell.sigma else cell.states).double() - self._mean
+            for cell in self.cells
+        ]
+        self._queries = torch.cat(self._centres).float()
+        self._best = torch.full((len(self._queries), self.neighbours + _MARGIN), torch.inf)
         self._ids = torch.full(self._best.shape, -1, dtype=torch.int64)
 
-    def update(self, batch: np.ndarray, coords: np.ndarray, start: int) -> None:
-        """Look at rows `start` to before `start + m`: latents (m, d), and their first k eigen-coordinates (m, k)."""
+    def update(self, batch: np.ndarray, start: int) -> None:
+        """Look at rows `start` to before `start + m`: latents (m, d)."""
         centred = torch.from_numpy(batch).float() - self.manifold.mean.float()
-        inside = torch.from_numpy(coords).square()
-        norms = centred.square().sum(1)
-        squared = self._pulls @ centred.T
-        squared.mul_(-2)
-        place = 0
-        for cell, (weights, outer) in zip(self.cells, self._metrics, strict=True):
-            own = outer * norms + inside @ (weights - outer).float()
-            squared[place : place + len(cell.states)] += own
-            place += len(cell.states)
+        squared = centred.square().sum(1) - 2 * self._queries @ centred.T
         numbers = torch.arange(start, start + len(batch)).expand(len(squared), -1)
         self._best, chosen = torch.cat([self._best, squared], 1).topk(self._best.shape[1], largest=False)
         self._ids = torch.cat([self._ids, numbers], 1).gather(1, chosen)
 
     def of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The true neighbours of cell `number`: row numbers and distances, (m, 10) each, nearest first."""
-        weights, outer = self._metrics[number]
         first = sum(len(cell.states) for cell in self.cells[:number])
         ids, distances = [], []
         for centre, found in zip(self._centres[number], self._ids[first:], strict=False):
             rows = found[found >= 0].numpy()
-            difference = centre + self._mean - torch.from_numpy(self._store.read(rows)).double()
-            squared = outer * difference.square().sum(1) + (difference @ self._vectors).square() @ (weights - outer)
-            far = squared.clamp_min(0).sqrt().numpy()
+            far = np.linalg.norm((centre + self._mean).numpy() - self._store.read(rows).astype(np.float64), axis=1)
             order = np.lexsort((rows, far))[: self.neighbours]
             ids.append(rows[order])
             distances.append(far[order])
         return np.array(ids), np.array(distances)
 
     def centres(self, number: int) -> np.ndarray:
-        """What the index is searched with in an `endpoint` cell, (m, d) float32."""
+        """What the index is searched with in cell `number`, (m, d) float32."""
         return (self._centres[number] + self._mean).float().numpy()
 
 
@@ -162,11 +134,8 @@ def _cells(manifold: GaussianManifold, store: LatentStore, seed: int) -> list[Ce
     def clean(m: int) -> Tensor:
         return manifold.posterior(noisy(middle, m), 1.0, middle).sample(1, generator)[0].float()
 
-    cells = [Cell("endpoint", 0.0, clean(_QUERIES))]
-    for sigma in levels:
-        states = noisy(sigma, _QUERIES)
-        cells += [Cell("endpoint", sigma, states), Cell("target", sigma, states)]
-    return [*cells, Cell("endpoint", 0.0, clean(_CALIBRATING), for_calibration=True)]
+    cells = [Cell(0.0, clean(_QUERIES)), *(Cell(sigma, noisy(sigma, _QUERIES)) for sigma in levels)]
+    return [*cells, Cell(0.0, clean(_CALIBRATING), for_calibration=True)]
 
 
 def calibrate(index: Any, truth: Truth, plan: Plan) -> int | None:
@@ -201,7 +170,7 @@ def calibrate(index: Any, truth: Truth, plan: Plan) -> int | None:
 def measure_recall(searcher: Searcher, truth: Truth, *, progress: Progress = silent) -> dict[str, Any]:
     """Compare what a search returns with the truth.
 
-    Returns: the report of the card: for each question and noise level, and for all states together, recall@1 and recall@10
+    Returns: the report of the card: for each noise level, and for all states together, recall@1 and recall@10
         with their intervals. Cells that would take more than two minutes in all are left out and named.
     """
     began = time.monotonic()
@@ -209,16 +178,15 @@ def measure_recall(searcher: Searcher, truth: Truth, *, progress: Progress = sil
     judged = [(number, cell) for number, cell in enumerate(truth.cells) if not cell.for_calibration]
     for done, (number, cell) in enumerate(judged):
         progress("recall", done, len(judged))
-        name = f"{cell.question} at sigma {cell.sigma:.4g}"
         if time.monotonic() - began > _LIMIT_S:
-            left_out.append(name)
+            left_out.append(f"sigma {cell.sigma:.4g}")
             continue
         ids, distances = truth.of(number)
-        hits = searcher.search(cell.states, 1.0, cell.sigma, cell.question, k=truth.neighbours)
+        hits = searcher.search(cell.states, 1.0, cell.sigma, "endpoint", k=truth.neighbours)
         near = np.stack([np.isin(found, true) for found, true in zip(hits.ids, ids, strict=True)])
         near |= hits.scores <= distances[:, -1:] * (1 + _EQUAL)
         first = (hits.ids[:, 0] == ids[:, 0]) | (hits.scores[:, 0] <= distances[:, 0] * (1 + _EQUAL))
-        cells.append(asdict(_Figures.of(first, near.mean(1))) | {"question": cell.question, "sigma": cell.sigma})
+        cells.append(asdict(_Figures.of(first, near.mean(1))) | {"sigma": cell.sigma})
         firsts.append(first)
         shares.append(near.mean(1))
     progress("recall", len(judged), len(judged))

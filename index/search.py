@@ -4,11 +4,13 @@ A predicted target is a poor query for plain nearest neighbours: the Wiener filt
 images near the mean win every time. So the question is named, and each has its own metric:
 
 - **source**: which rows could have produced x_t? Bayes' posterior over the whole collection, as probabilities.
-- **target**: what is it heading to now? A row x_i, noised to this level, has the expected prediction
-  mu + G (x_i - mu) with gains g = alpha^2 lambda / (alpha^2 lambda + sigma^2), the decided share of each mode. The prediction
-  of x_t is compared with those: query and collection are shrunk alike, so no row wins for lying near the mean.
 - **endpoint**: what will the final image be near to? Plain distance to the closed-form solution at sigma = 0, which keeps the
-  full variance of the data.
+  full variance of the data: per mode x0_hat / sqrt(g) about the mean, g = alpha^2 lambda / (alpha^2 lambda + sigma^2).
+- **target**: what is it heading to now, given all that is known now? The network that paints predicts an x0_hat of its own
+  from the same state, knowing its prompt or class. That prediction is shrunk like any other, so it is not searched with, but
+  mends the closed form's end by its departure from the closed form's prediction, the departure of a mode weighted with
+  1 / (1 + sqrt(g)); see `GaussianManifold.endpoint`. Without a network's prediction the closed form's own is taken, which
+  does not depart from itself, and the answer is that of `endpoint`.
 
 At sigma = 0 all three are the nearest latents.
 """
@@ -31,6 +33,7 @@ from .build import INDEX_SCHEMA, latents_checksum
 from .exhaustive import nearest_rows
 from .filters import Condition, Where, parse_where, rows_where
 from .latents import LatentStore
+from .plan import CANDIDATES
 from .posterior import posterior
 from .statistics import load_manifold
 from .workspace import Workspace
@@ -39,9 +42,9 @@ __all__ = ["Hits", "Question", "Searcher"]
 
 Question = Literal["source", "target", "endpoint"]
 
-_CANDIDATES = 20
-"""Candidates per neighbour asked for that are ranked exactly."""
-_LEAST_CANDIDATES = 200
+_LEAST_CANDIDATES = 50
+_ROUGH = 1e-5
+"""How far a distance in float32 may be off, as a share of itself and of the query's length."""
 _FILTERS_KEPT = 32
 _BLOCK = 16
 """States in one matrix product."""
@@ -76,11 +79,7 @@ class Searcher:
         self.card = card
         self._store = workspace.latents
         self._index = index
-        self._k = min(int(card["k"]), manifold.k)
         self._filters: dict[tuple[Condition, ...], np.ndarray] = {}
-        self._basis: _Basis | None = None
-        if card.get("basis", card)["stats_sha256"] != card["stats_sha256"]:
-            self._basis = _Basis.of(index, manifold, self._k)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -120,6 +119,7 @@ class Searcher:
         question: Question = "endpoint",
         k: int = 10,
         where: Where = (),
+        x0_hat: Tensor | None = None,
     ) -> Hits:
         """Neighbours of noisy states x_t = alpha x0 + sigma eps.
 
@@ -130,15 +130,16 @@ class Searcher:
             k: neighbours for each state; all rows if the collection has fewer.
             where: conditions on the metadata that a row must meet to be among the hits, such as "label=3" or
                 ["width>=512", "caption~dog"]; see `index.filters`.
+            x0_hat: for `target`, the network's prediction from x_t, of the same shape.
 
         Returns: Hits. `source` gives probabilities over the whole collection; `target` and `endpoint` give distances. With
             conditions, probabilities are over the rows that meet them: given that the source is one of these.
 
-        Raises: InputError (question, k, levels, conditions, or no row meets them); ShapeError (width); NonFiniteError naming
-            the state.
+        Raises: InputError (question, k, levels, conditions, no row meets them, or a prediction for a question that takes
+            none); ShapeError (width); NonFiniteError naming the state.
 
-        Cost: `endpoint` one FAISS search; `target` one pass over the coordinates; `source` one pass over the latents.
-        `source` is exact. The others rank exactly, in float64, 20 k candidates (at least 200) found in the coordinates. With
+        Cost: `endpoint` and `target` one FAISS search; `source` one pass over the latents. `source` is exact. The others
+        rank exactly, in float64, 5 k candidates (at least 50) found in the coordinates. With
         conditions all three are exact, and take one pass over the latents of the rows that meet them.
         """
         if question not in get_args(Question):
@@ -146,6 +147,12 @@ class Searcher:
         if k < 1:
             raise InputError(f"k must be at least 1, it is {k}")
         flat = self._states(x_t)
+        predicted = None if x0_hat is None else self._states(x0_hat)
+        if predicted is not None and (question != "target" or predicted.shape != flat.shape):
+            raise InputError(
+                f"x0_hat is a prediction for each of {len(flat)} states, for the question target; it came with "
+                f"{question} and has {len(predicted)} rows"
+            )
         a, s = self._level("alpha", alpha, len(flat)), self._level("sigma", sigma, len(flat))
         if bool((a <= 0).any()):
             raise InputError("alpha must be above 0: pure noise says nothing about its source")
@@ -157,10 +164,7 @@ class Searcher:
             return self._hits(ids, scores, "probability", rows)
         if question == "source" and not bool(clean.all()):
             raise InputError("ask for the source of clean and of noisy states in separate calls")
-        if question == "target":
-            ids, scores = self._by_prediction(flat, a, s, k, rows)
-        else:
-            ids, scores = self._by_distance(self._endpoints(flat, a, s), k, rows)
+        ids, scores = self._by_distance(self._endpoints(flat, a, s, predicted), k, rows)
         if question == "source":
             return self._hits(ids, _shares(scores), "probability", rows)
         return self._hits(ids, scores, "distance", rows)
@@ -201,7 +205,7 @@ class Searcher:
             raise InputError(f"{name} must be finite and at least 0, it is {level.tolist()}")
         return level.expand(n)
 
-    def _endpoints(self, flat: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    def _endpoints(self, flat: Tensor, a: Tensor, s: Tensor, predicted: Tensor | None) -> Tensor:
         """Where each state ends, (n, d) float64; a clean state is there already, to the last bit.
 
         In blocks of one shape, filled up with the last state: results must depend neither on how a caller cuts a batch
@@ -211,126 +215,35 @@ class Searcher:
         noisy = s.nonzero().flatten()
         for states in noisy.split(_BLOCK) if len(noisy) else ():
             filled = torch.cat([states, states[-1:].expand(_BLOCK - len(states))])
-            ends[states] = self.manifold.endpoint(flat[filled], a[filled], s[filled])[: len(states)].double()
+            hint = None if predicted is None else predicted[filled]
+            ends[states] = self.manifold.endpoint(flat[filled], a[filled], s[filled], hint)[: len(states)].double()
         return ends
 
     def _by_distance(self, targets: Tensor, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Exact nearest latents of full-variance targets."""
+        """Nearest latents, candidates ranked in float64, ties by row number, state by state."""
         from .faiss_io import nearest
 
         if rows is None:
             candidates = nearest(self._index, targets.float().numpy(), self._candidates(k))
         else:
             candidates = nearest_rows(self._store, rows, self.manifold.mean, targets, k)
-        ones = torch.ones(self._k, dtype=torch.float64)
-        return self._rank_exactly(targets, candidates, [ones] * len(targets), 1.0, k)
-
-    def _by_prediction(
-        self, flat: Tensor, a: Tensor, s: Tensor, k: int, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Nearest expected predictions: sum over modes of g^2 (query - row)^2 with the query unshrunk, y / alpha."""
-        from .faiss_io import coordinates
-
-        variances = self.manifold.eigvals[: self._k].double()
-        gains = _decided(variances, a[:, None], s[:, None])
-        unshrunk = (flat - a[:, None].float() * self.manifold.mean).double() / a[:, None]
-        tail = _decided(torch.tensor([self._tail_var()], dtype=torch.float64), a[:, None], s[:, None])
-        targets = unshrunk + self.manifold.mean.double()
-        if allowed is not None:
-            vectors = self.manifold.eigvecs[:, : self._k]
-            candidates = nearest_rows(
-                self._store, allowed, self.manifold.mean, targets, k, vectors=vectors, gains=gains, tail=tail
-            )
-            return self._rank_exactly(targets, candidates, list(gains), tail, k)
-        if self._basis is None:
-            query, weights = unshrunk @ self.manifold.eigvecs[:, : self._k].double(), gains**2
-        else:
-            query, weights = self._basis.query(unshrunk), self._basis.weights(gains, tail)
-        wanted = self._candidates(k)
-        best = torch.full((len(flat), wanted), torch.inf, dtype=torch.float64)
-        ids = torch.full((len(flat), wanted), -1, dtype=torch.int64)
-        total = len(self._store)
-        for start in range(0, total, 65_536):
-            rows = torch.from_numpy(coordinates(self._index, start, min(65_536, total - start))).double()
-            squared = (weights * query**2).sum(1, keepdim=True) - 2 * (weights * query) @ rows.T + weights @ (rows**2).T
-            numbers = torch.arange(start, start + len(rows)).expand(len(flat), -1)
-            best, chosen = torch.cat([best, squared], 1).topk(wanted, largest=False)
-            ids = torch.cat([ids, numbers], 1).gather(1, chosen)
-        return self._rank_exactly(targets, ids.numpy(), list(gains), tail, k)
-
-    def _tail_var(self) -> float:
-        """Average variance along the directions outside the index's coordinates."""
-        manifold, k = self.manifold, self._k
-        outside = manifold.d - k
-        return max(manifold.total_variance - float(manifold.eigvals[:k].sum()), 0.0) / outside if outside else 0.0
-
-    def _rank_exactly(
-        self, targets: Tensor, candidates: np.ndarray, gains: list[Tensor], tail: Tensor | float, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rank candidate rows by |G (target - row)| in float64, ties by row number, state by state."""
         ids = np.empty((len(targets), k), dtype=np.int64)
         scores = np.empty((len(targets), k))
-        vectors = self.manifold.eigvecs[:, : self._k].double()
-        tails = (
-            torch.as_tensor(tail, dtype=torch.float64).expand(len(targets), 1) if len(targets) else torch.empty(0, 1)
-        )
-        for state in range(len(targets)):
+        for state, target in enumerate(targets.numpy()):
             chosen = candidates[state][candidates[state] >= 0]
-            difference = targets[state] - torch.from_numpy(self._store.read(chosen)).double()
-            outer = float(tails[state])
-            squared = difference.square().sum(1) * outer**2
-            if not bool((gains[state] == outer).all()):
-                inside = (difference @ vectors).square()
-                squared = squared + (inside * (gains[state] ** 2 - outer**2)).sum(1)
-            distances = squared.clamp_min(0).sqrt().numpy()
+            stored = self._store.read(chosen)
+            if len(chosen) > k:
+                rough = np.linalg.norm(target.astype(np.float32) - stored.astype(np.float32), axis=1)
+                slack = _ROUGH * (rough + float(np.linalg.norm(target)))
+                near = rough - slack <= np.partition(rough + slack, k - 1)[k - 1]
+                chosen, stored = chosen[near], stored[near]
+            distances = np.linalg.norm(target - stored.astype(np.float64), axis=1)
             order = np.lexsort((chosen, distances))[:k]
             ids[state], scores[state] = chosen[order], distances[order]
         return ids, scores
 
     def _candidates(self, k: int) -> int:
-        return min(max(_CANDIDATES * k, _LEAST_CANDIDATES), len(self._store))
-
-
-@dataclass(frozen=True)
-class _Basis:
-    """An index's own coordinates, where they are older than the statistics: rows were added or removed since.
-
-    The metric of `target` is diagonal in the eigenvectors V of the statistics, G = V diag(g) V^T + g_tail (I - V V^T), and
-    nearly so in the index's, U: candidates are taken by the diagonal of U^T G^2 U. Ranking is by G itself.
-    """
-
-    vectors: Tensor
-    """U, (d, k) float64."""
-    shift: Tensor
-    """U^T (mean of the statistics - mean of the index), (k,): what queries about the first mean lack about the second."""
-    overlap: Tensor
-    """(U^T V)^2, elementwise."""
-
-    @classmethod
-    def of(cls, index: Any, manifold: GaussianManifold, k: int) -> Self:
-        from .faiss_io import basis
-
-        mean, vectors = (torch.from_numpy(part).double() for part in basis(index))
-        return cls(
-            vectors,
-            (manifold.mean.double() - mean) @ vectors,
-            (vectors.T @ manifold.eigvecs[:, :k].double()).square(),
-        )
-
-    def query(self, unshrunk: Tensor) -> Tensor:
-        return unshrunk @ self.vectors + self.shift
-
-    def weights(self, gains: Tensor, tail: Tensor) -> Tensor:
-        return (gains**2 - tail**2) @ self.overlap.T + tail**2
-
-
-def _decided(variances: Tensor, a: Tensor, s: Tensor) -> Tensor:
-    """g = alpha^2 lambda / (alpha^2 lambda + sigma^2); 1 without noise, also where there is no variance."""
-    noise = s**2
-    signal = a**2 * variances
-    return torch.where(
-        noise > 0, signal / (signal + noise).clamp_min(torch.finfo(torch.float64).tiny), torch.ones_like(signal)
-    )
+        return min(max(CANDIDATES * k, _LEAST_CANDIDATES), len(self._store))
 
 
 def _shares(distances: np.ndarray) -> np.ndarray:

@@ -86,17 +86,17 @@ def test_random_rows_come_at_chance(searcher):
     assert list(found.shares) == ["raw", "network", "random"]
 
 
-def test_pure_noise_gives_the_endpoint_alone(searcher):
+def test_pure_noise_gives_the_flows_end_alone(searcher):
     alphas = torch.tensor([0.0, 0.6, 1.0], dtype=torch.float64)
     x_t, x0_hat = flow(searcher, torch.tensor([1.0, 0.8, 0.0], dtype=torch.float64), alphas)
     calls = []
     found = measure_anticipation(
         searcher, x_t, x0_hat, alphas[:-1], [1.0, 0.8], progress=lambda *told: calls.append(told)
     )
-    assert float(found.means["endpoint"].mean[0]) > 0.97
-    for name in ("target", "raw"):
-        assert bool(found.shares[name][0].isnan().all())
-        assert not bool(found.shares[name][1].isnan().any())
+    for name in ("endpoint", "target"):
+        assert float(found.means[name].mean[0]) > 0.97
+    assert bool(found.shares["raw"][0].isnan().all())
+    assert not bool(found.shares["raw"][1].isnan().any())
     assert calls == [("anticipate", done, 2) for done in range(3)]
 
 

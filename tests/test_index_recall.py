@@ -30,32 +30,25 @@ def root(tmp_path, rng):
 def full_truth(root) -> Truth:
     opened = Workspace.open(root)
     manifold = load_manifold(opened)
-    truth = Truth(manifold, opened.latents, K)
+    truth = Truth(manifold, opened.latents)
     start = 0
     for batch in opened.latents.batches(170):
-        coords = (batch.astype(np.float64) - manifold.mean.double().numpy()) @ manifold.eigvecs[:, :K].double().numpy()
-        truth.update(batch, coords.astype(np.float32), start)
+        truth.update(batch, start)
         start += len(batch)
     return truth
 
 
-def test_truth_is_brute_force_under_each_metric(root):
+def test_truth_is_brute_force_about_the_closed_forms_end(root):
     truth = full_truth(root)
     manifold, store = truth.manifold, Workspace.open(root).latents
     rows = store.read(range(900)).astype(np.float64)
     vectors, eigvals = manifold.eigvecs.double().numpy(), manifold.eigvals.double().numpy()
     mean = manifold.mean.double().numpy()
-    averaged = np.where(np.arange(30) < K, eigvals, eigvals[K:].mean())
-    assert {cell.question for cell in truth.cells} == {"endpoint", "target"}
+    assert len({cell.sigma for cell in truth.cells}) == 4
     for number, cell in enumerate(truth.cells):
         states = cell.states.double().numpy()
-        s2 = cell.sigma**2
-        if cell.question == "target":
-            metric = vectors * (averaged / (averaged + s2)) @ vectors.T
-        else:
-            metric = np.eye(30)
-            states = mean + ((states - mean) @ vectors * np.sqrt(eigvals / (eigvals + s2))) @ vectors.T
-        far = np.linalg.norm((states[:, None] - rows[None]) @ metric, axis=2)
+        ends = mean + ((states - mean) @ vectors * np.sqrt(eigvals / (eigvals + cell.sigma**2))) @ vectors.T
+        far = np.linalg.norm(ends[:, None] - rows[None], axis=2)
         ids, distances = truth.of(number)
         np.testing.assert_array_equal(ids, np.argsort(far, axis=1, kind="stable")[:, :10])
         np.testing.assert_allclose(distances, np.sort(far, axis=1)[:, :10], rtol=1e-5)
@@ -76,10 +69,8 @@ def test_intervals_are_wilsons(found, trials):
 
 def test_the_report_says_what_a_search_finds(root):
     report = build_index(root, rank=24)["recall"]
-    assert [(cell["question"], cell["queries"]) for cell in report["cells"]] == [("endpoint", 40)] + 3 * [
-        ("endpoint", 40), ("target", 40),
-    ]  # fmt: skip
-    assert report["all"]["queries"] == 280
+    assert [cell["queries"] for cell in report["cells"]] == [50] * 4
+    assert report["all"]["queries"] == 200
     assert report["left_out"] == []
     assert report["all"]["recall_at_10"] > 0.99
     low, high = report["all"]["recall_at_10_interval"]
@@ -107,7 +98,7 @@ def test_rows_as_near_as_the_truth_count(root):
     truth = full_truth(root)
     build_index(root, rank=K)
     ids = truth.of(0)[0]
-    assert ids.shape == (40, 10)
+    assert ids.shape == (50, 10)
     state = torch.from_numpy(Workspace.open(root).latents.read([20])).float()
     hits = Searcher.open(root).search(state, k=2)
     assert sorted(hits.ids[0].tolist()) == [20, 500]
@@ -150,5 +141,5 @@ def test_cells_beyond_the_time_allowed_are_named(root, monkeypatch):
     monkeypatch.setattr(index.recall.time, "monotonic", lambda: next(times))
     report = measure_recall(Searcher.open(root), truth)
     assert len(report["cells"]) == 1
-    assert len(report["left_out"]) == 6
-    assert report["left_out"][0].startswith("endpoint at sigma ")
+    assert len(report["left_out"]) == 3
+    assert report["left_out"][0].startswith("sigma ")

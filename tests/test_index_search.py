@@ -74,20 +74,38 @@ def test_endpoint_ranks_by_exact_distance(searcher, latents, rng, alpha, sigma):
 
 
 @pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.3), (0.6, 0.8), (1.0, 5.0)])
-def test_target_compares_predictions_with_predictions(searcher, latents, rng, alpha, sigma):
-    """|G (y / alpha - (x_i - mu))| with G as a dense matrix: the denoiser's own gain times alpha, tail averaged over."""
+def test_target_mends_the_endpoint_by_the_networks_departure(searcher, latents, rng, alpha, sigma):
+    """Written out per mode with a dense basis: sqrt(g) y / alpha + (x0_hat - g y / alpha) / (1 + sqrt(g)) about the mean."""
     _, x_t = noisy(latents, rng, alpha, sigma)
-    hits = searcher.search(x_t, alpha, sigma, "target", k=10)
-    manifold = searcher.manifold
-    eigvals, vectors = manifold.eigvals.double().numpy().copy(), manifold.eigvecs.double().numpy()
-    eigvals[20:] = eigvals[20:].mean()
-    gain = vectors * (alpha**2 * eigvals / (alpha**2 * eigvals + sigma**2)) @ vectors.T
-    mean = manifold.mean.double().numpy()
-    unshrunk = (x_t.double().numpy() - alpha * mean) / alpha
-    difference = unshrunk[:, None] - (latents.astype(np.float64) - mean)[None]
-    distances = np.linalg.norm(difference @ gain, axis=2)
+    network = torch.from_numpy(0.7 * latents[200 : 200 + len(x_t)].astype(np.float32))
+    hits = searcher.search(x_t, alpha, sigma, "target", k=10, x0_hat=network)
+    covariance = np.cov(latents.astype(np.float64).T)
+    mean = latents.astype(np.float64).mean(0)
+    eigvals, vectors = np.linalg.eigh(covariance)
+    g = alpha**2 * eigvals / (alpha**2 * eigvals + sigma**2)
+    seen = (x_t.double().numpy() / alpha - mean) @ vectors
+    told = (network.double().numpy() - mean) @ vectors
+    ends = mean + (np.sqrt(g) * seen + (told - g * seen) / (1 + np.sqrt(g))) @ vectors.T
+    distances = np.linalg.norm(ends[:, None] - latents.astype(np.float64)[None], axis=2)
     np.testing.assert_array_equal(hits.ids, np.argsort(distances, axis=1)[:, :10])
     np.testing.assert_allclose(hits.scores, np.sort(distances, axis=1)[:, :10], rtol=1e-4)
+
+
+def test_without_a_network_the_target_is_the_endpoint(searcher, latents, rng):
+    _, x_t = noisy(latents, rng, 1.0, 2.0)
+    target, endpoint = (searcher.search(x_t, 1.0, 2.0, question) for question in ("target", "endpoint"))
+    assert np.array_equal(target.ids, endpoint.ids)
+    assert np.array_equal(target.scores, endpoint.scores)
+
+
+def test_a_prediction_belongs_to_the_question_target(searcher, latents, rng):
+    _, x_t = noisy(latents, rng, 1.0, 2.0)
+    with pytest.raises(InputError, match="for the question target; it came with endpoint"):
+        searcher.search(x_t, 1.0, 2.0, "endpoint", x0_hat=x_t)
+    with pytest.raises(InputError, match="has 1 rows"):
+        searcher.search(x_t, 1.0, 2.0, "target", x0_hat=x_t[:1])
+    with pytest.raises(NonFiniteError, match="state 0"):
+        searcher.search(x_t, 1.0, 2.0, "target", x0_hat=x_t * torch.nan)
 
 
 @pytest.mark.parametrize("question", ["source", "target", "endpoint"])
