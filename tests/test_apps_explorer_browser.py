@@ -140,9 +140,9 @@ def test_a_slider_moves_by_keyboard_and_the_address_keeps_it(reader, browser, ad
     assert shared.locator("[data-testid=stSliderThumbValue]").first.inner_text() == "0.50"
     again.sound()
     again.context.close()
-    tab.get_by_role("button", name="Random").click()
+    tab.get_by_role("button", name="Random", exact=True).click()
     tab.get_by_text(re.compile("[5-8] directions moved")).wait_for()
-    tab.get_by_role("button", name="Reset").click()
+    tab.get_by_role("button", name="Reset", exact=True).click()
     tab.get_by_text("0 directions moved").wait_for()
     reader.sound()
 
