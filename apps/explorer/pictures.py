@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
@@ -78,7 +79,9 @@ def grid(pictures: np.ndarray, columns: int, side: int = 96) -> Image.Image:
 def show(pixels: np.ndarray | Image.Image, caption: str = "", *, side: int = 224) -> None:
     """One picture as wide as its column allows, with a caption."""
     picture = pixels if isinstance(pixels, Image.Image) else enlarge(pixels, side)
-    st.image(picture, caption=caption or None, width="stretch", output_format="PNG", alt=caption or "picture")
+    # Sent with the page: a file of its own is gone when a slow browser asks for it after the next press of a slider.
+    inline = f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
+    st.image(inline, caption=caption or None, width="stretch", alt=caption or "picture")
 
 
 def png(picture: Image.Image) -> bytes:
