@@ -2,9 +2,8 @@
 
 A float32 product of n rows carries errors of one unit of round-off, u = 2^-24, relative to the standard deviations of
 the two values; seen as a matrix these errors have a norm near 2 u sqrt(trace * largest variance), and they average out
-over chunks. Variances below six times that norm are not resolved: processors
-round these sums differently, and the worst seen was three times. In float64 the eigensolver's own error rules, about
-1000 * 2^-53 of the largest eigenvalue.
+over chunks. Variances below five times that norm are not resolved; how sums are rounded differs by processor. In
+float64 the eigensolver's own error rules, about 1000 * 2^-53 of the largest eigenvalue.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ _SOLVER = 1000 * 2.0**-53
 def resolved_variance(moments: Moments, largest: float) -> float:
     """Smallest eigenvalue that is known to about 10 %, in the units of the covariance.
 
-        12 u sqrt(trace * max variance / chunks) + 1000 * 2^-53 * largest,   u = 2^-24 (fast) or 2^-53 (exact)
+        10 u sqrt(trace * max variance / chunks) + 1000 * 2^-53 * largest,   u = 2^-24 (fast) or 2^-53 (exact)
 
     Measured on planted spectra from 1 to 1e-12 (tests/test_manifold_resolution.py): in `fast`, eigenvalues are within
-    10 % above 1.4e-8 to 4e-8 of the largest, by processor, for one chunk of rows and proportionally deeper for more; in `exact`,
-    above 1e-13.
+    10 % above 1.4e-8 to 4e-8 of the largest, by processor, for one chunk of rows and proportionally deeper for more; in
+    `exact`, above 1e-13.
 
     Arguments
         moments: at least two rows.
@@ -40,7 +39,7 @@ def resolved_variance(moments: Moments, largest: float) -> float:
     variance = moments.variance()
     unit = 2.0**-24 if moments.precision == "fast" else 2.0**-53
     chunks = max(1.0, moments.count / moments.chunk_rows)
-    noise = 12 * unit * math.sqrt(float(variance.sum()) * float(variance.max()) / chunks)
+    noise = 10 * unit * math.sqrt(float(variance.sum()) * float(variance.max()) / chunks)
     return noise + _SOLVER * largest
 
 
