@@ -15,7 +15,7 @@ import typer
 
 from manifold.errors import ManifoldError
 
-from . import cli_spaces, cli_teleport
+from . import cli_report, cli_spaces, cli_teleport
 
 __all__ = ["app", "main"]
 
@@ -538,7 +538,7 @@ def demo(
         Path, typer.Option("--workspace", "-w", metavar="DIR", help="Folder for the demo's files and pictures.")
     ] = Path("demo-out"),
 ) -> None:
-    """Run the whole flow on photographs that ship with scikit-image, and write pictures to look at.
+    """Tell the whole story on the small model that ships with the project, and write pictures to look at.
 
     Example: manifold demo -w demo-out
     """
@@ -556,6 +556,7 @@ def demo(
     out.print(f"\nThen try: {example}", soft_wrap=True)
 
 
+cli_report.register(app)
 cli_spaces.register(app)
 cli_teleport.register(app)
 

@@ -20,7 +20,8 @@ from .plots import _pyplot, _save
 
 __all__ = [
     "AMBER", "BLUE", "COLOURS", "FAINT", "GREEN", "GREY", "INK", "NOISE", "PURPLE", "Words", "band", "cycled", "falling",
-    "finish", "heading", "legend", "noise_axis", "noise_name", "one_panel", "two_panels",
+    "finish", "heading", "legend", "noise_axis", "noise_name", "one_panel",
+    "plain_log", "two_panels",
 ]  # fmt: skip
 
 GREEN, PURPLE, GREY = "#2f7d5b", "#7a4fa3", "#a4a8af"
@@ -62,7 +63,10 @@ def legend(axis: Any, place: str = "best", above: float = 0.0) -> None:
 def finish(pyplot: Any, figure: Any, path: Path, words: Words, bare: bool = False) -> Words:
     """Write the figure as PNG with its words around it, or bare for a page that prints them itself; returns the words."""
     if bare:
-        figure.subplots_adjust(top=0.975, bottom=0.11)
+        if figure.get_size_inches()[0] > 9:  # a page shows it narrower, and its labels must stay readable
+            figure.set_size_inches(9, 4.1)
+            figure.subplots_adjust(left=0.085, wspace=0.24)
+        figure.subplots_adjust(top=0.975, bottom=0.125)
     else:
         width = figure.get_size_inches()[0]
         size = min(14.0, 14 * 8.3 * width / len(words.heading))
@@ -100,7 +104,19 @@ def falling(axis: Any, noise: np.ndarray) -> None:
     axis.set_xscale("log")
     if len(noise):
         axis.set_xlim(1.3 * noise.max(), noise.min() / 1.3)
+    plain_log(axis.xaxis)
     axis.set_xlabel(NOISE)
+
+
+def plain_log(axis: Any) -> None:
+    """Numbers as people write them on a logarithmic axis (an axis's `xaxis` or `yaxis`), with 2 and 5 where few fit."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    subs = (1.0, 2.0, 5.0) if high < 120 * low else (1.0,)
+    axis.set_major_locator(LogLocator(10, subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def band(

@@ -31,6 +31,7 @@ from .figures import (
     legend,
     noise_axis,
     one_panel,
+    plain_log,
     two_panels,
 )  # fmt: skip
 
@@ -184,6 +185,8 @@ def plot_emergence(found: Emergence, path: Path, name: str = "", *, bare: bool =
     )
     left.set_xscale("log")
     left.set_yscale("log")
+    plain_log(left.xaxis)
+    plain_log(left.yaxis)
     left.set_xlabel("variance of the direction (latent units squared)")
     left.set_ylabel(f"σ / α at {found.share:.0%} of the final value (latent units)")
     legend(left, "best")
@@ -200,7 +203,7 @@ def plot_emergence(found: Emergence, path: Path, name: str = "", *, bare: bool =
     right.set_ylim(-0.15, 1.15)
     right.set_ylabel("share of the final value reached")
     falling(right, noise)
-    legend(right, "best")
+    legend(right, "lower right", above=0.14)
     facts = (
         f"level ~ variance^{found.exponent:.2f} (predicted 0.50); rank correlation with the prediction "
         f"{found.rank_correlation:.2f}, random directions {found.null_rank_correlation:.2f}; "

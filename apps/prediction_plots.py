@@ -31,6 +31,7 @@ from .figures import (
     legend,
     noise_axis,
     noise_name,
+    plain_log,
     two_panels,
 )  # fmt: skip
 
@@ -80,6 +81,8 @@ def plot_perturbation(found: Sequence[Perturbation], path: Path, name: str = "",
     for axis in (left, right):
         axis.set_xscale("log")
         axis.set_yscale("log")
+        plain_log(axis.xaxis)
+        plain_log(axis.yaxis)
     left.set_xlabel("variance of the direction (latent units squared)")
     left.set_ylabel("change of the sample per unit of push")
     right.set_xlabel("gain predicted for Gaussian data")

@@ -33,6 +33,7 @@ COMMANDS = [
     "clip",
     "clip-search",
     "clip-compare",
+    "report",
     "bench-teleport",
 ]
 README = Path(__file__).resolve().parents[1] / "README.md"

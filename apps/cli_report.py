@@ -1,0 +1,44 @@
+"""The command that sets a trained model beside the theory, on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the `manifold` command."""
+    app.command()(report)
+
+
+def report(
+    workspace: Annotated[Path, typer.Argument(metavar="WS", help="Folder of the workspace.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of a diffusers pipeline, unconditional or class-conditional; `demo` for the one that ships.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="Page to write.")] = Path(
+        "report.html"
+    ),
+    seeds: Annotated[int, typer.Option(help="Trajectories to record, at least 4.")] = 64,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 25,
+) -> None:
+    """Measure a trained model against the statistics of its latents: one page, each number beside prediction and null.
+
+    Example: manifold report ws --model painter/ -o report.html
+    """
+    from .console import long_work, out
+    from .report import write_report
+
+    with long_work() as progress:
+        made = write_report(workspace, model, output, seeds=seeds, steps=steps, progress=progress)
+    out.print(
+        f"{made.path}: one page, {made.path.stat().st_size / 2**20:.1f} MiB, that needs nothing else", soft_wrap=True
+    )

@@ -1,0 +1,292 @@
+"""The report: one page that needs nothing else, with the numbers of the measurements, on models whose answer is known."""
+
+import base64
+import io
+import math
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from helpers import make_workspace
+from manifold_apps import report_sections
+from manifold_apps.report import write_report
+from manifold_apps.report_measure import stepped_gains
+from manifold_apps.report_model import open_flow_model
+from manifold_apps.report_page import Picture, Section, Table, page
+from PIL import Image
+from tiny_pipelines import SD, ExactGaussian, quiet, tiny_ddim, tiny_ddpm, tiny_demo, tiny_dit, tiny_latent, tiny_unet
+
+from index.build import build_index
+from index.encode import encode_images
+from index.fit import fit_workspace
+from manifold.errors import InputError, MismatchError, NotFittedError
+from manifold.schedule import NoiseSchedule
+
+SHAPE = (3, 8, 8)
+D = math.prod(SHAPE)
+
+
+def ddim(**config):
+    return diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing", **config)
+
+
+@pytest.fixture(scope="module")
+def latents():
+    """400 draws of a Gaussian with a steep spectrum and no zero variance."""
+    rng = np.random.default_rng(1)
+    basis = np.linalg.qr(rng.standard_normal((D, D)))[0]
+    return (rng.standard_normal((400, D)) * 6 / np.arange(1, D + 1) @ basis.T).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, latents):
+    root = make_workspace(tmp_path_factory.mktemp("report") / "ws", latents, shape=SHAPE).root
+    fit_workspace(root)
+    build_index(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def optimal(latents):
+    """The pipeline whose network denoises the workspace's own Gaussian exactly."""
+    data = torch.from_numpy(latents.astype(np.float64))
+    scheduler = ddim()
+    network = FractionalGaussian(data.mean(0).view(SHAPE), torch.cov(data.T), scheduler)
+    pipeline = diffusers.DDIMPipeline(tiny_unet(), scheduler)
+    pipeline.register_modules(unet=network)
+    return quiet(pipeline)
+
+
+@pytest.fixture(scope="module")
+def exact(workspace, optimal, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    told = []
+    made = write_report(workspace, optimal, path, seeds=8, steps=40, progress=lambda *one: told.append(one))
+    return made, path.read_text(encoding="utf-8"), told
+
+
+class FractionalGaussian(ExactGaussian):
+    """The optimal network between whole timesteps too, at the levels that the schedule has there."""
+
+    def __init__(self, mean, covariance, scheduler):
+        super().__init__(mean, covariance, scheduler)
+        self.schedule = NoiseSchedule.from_scheduler(scheduler)
+
+    def forward(self, x, t, return_dict=True):
+        alpha, sigma = (float(one.reshape(-1)[0]) for one in self.schedule.levels(t))
+        y = (x.double() - alpha * self.mean).flatten(1)
+        noisy = alpha**2 * self.covariance + sigma**2 * torch.eye(y.shape[1], dtype=torch.float64)
+        output = (sigma * torch.linalg.solve(noisy, y.T).T).view_as(x).to(x)
+        return SimpleNamespace(sample=output) if return_dict else (output,)
+
+
+class Reader(HTMLParser):
+    """Tags opened and closed, addresses, pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses, self.pictures, self.headings = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.addresses += [found[name] for name in ("href", "src") if name in found]
+        if tag == "img":
+            assert found["alt"]
+            self.pictures.append(found["src"])
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+
+def read(text):
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_is_whole_and_needs_nothing_else(exact):
+    _, text, _ = exact
+    reader = read(text)
+    assert len(reader.headings) == 9
+    assert len(reader.pictures) == 9
+    for one in reader.addresses:
+        assert one.startswith(("#", "data:image/png;base64,")), one[:60]
+    assert "<script" not in text
+    assert not re.search(r"url\(|@import|http", text)
+    for one in reader.pictures:
+        with Image.open(io.BytesIO(base64.b64decode(one.split(",", 1)[1]))) as picture:
+            assert picture.format == "PNG"
+    assert "prefers-color-scheme:dark" in text
+    assert "nan" not in re.sub(r"base64,[^']*", "", text).lower().replace("explanan", "")
+
+
+def test_every_stage_is_told_from_nothing_to_all(exact):
+    told = exact[2]
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["sample", "shuffle", "explain", "push", "anticipate"]
+    for stage in ("sample", "shuffle", "explain", "push", "anticipate"):
+        counts = [(done, total) for name, done, total in told if name == stage]
+        assert counts[0][0] == 0
+        assert counts[-1][0] == counts[-1][1]
+
+
+def test_an_optimal_network_does_what_is_predicted(exact):
+    """For Gaussian data everything measured must come to the prediction, up to the sampler's steps and the held-out refit."""
+    found = exact[0].findings
+    assert float(found.alignment.state.cosine.min()) > 0.98
+    assert float(found.alignment.null_state.cosine.mean()) < 0.5
+    assert found.emergence.exponent == pytest.approx(0.5, abs=0.05)
+    for one in found.perturbations:
+        torch.testing.assert_close(one.gain.mean(1), one.predicted, rtol=0.12, atol=0)
+    torch.testing.assert_close(found.targets.network, found.targets.theory, rtol=0, atol=0.6)
+    gaussian = [one for one in found.explained.rows if one.name == "Gaussian"]
+    assert len(gaussian) == 10
+    assert min(one.explained_denoiser for one in gaussian) > 0.9
+    assert max(one.explained_denoiser for one in found.explained.rows if one.name == "null: mean") < 1e-6
+    assert float(found.anticipation.means["endpoint"].mean.min()) > 0.6
+
+
+def test_what_the_steps_alone_lose(optimal, exact):
+    """The linear prediction for a coarse sampler, against that sampler with the optimal network."""
+    model = open_flow_model(optimal, steps=8)  # divides the 1,000 timesteps, so that the end is clean
+    run = model.sample([0, 1])
+    gaussian = exact[0].findings.gaussian
+    expected = stepped_gains(gaussian.eigvals, run.alphas[1:], run.sigmas[1:])
+    sampled = model.sampler_from(1)
+    for rank in (0, 5, 40):
+        push = 0.1 * gaussian.eigvecs[:, rank].view(1, *SHAPE)
+        moved = (sampled(run.x_t[1] + push) - sampled(run.x_t[1] - push)).flatten(1) / 0.2
+        along = (moved @ gaussian.eigvecs[:, rank]).double()
+        torch.testing.assert_close(along, expected[rank].expand(2), rtol=2e-2, atol=1e-4)
+    fine = torch.linspace(math.pi / 2 - 0.01, 1e-4, 20_000, dtype=torch.float64)
+    limit = gaussian.sensitivity(float(fine[0].cos()), float(fine[0].sin())).double()
+    found = stepped_gains(gaussian.eigvals, fine.cos(), fine.sin())
+    torch.testing.assert_close(found[:50], limit[:50], rtol=1e-2, atol=0)
+    assert 0 < exact[0].findings.stepped_variance < gaussian.total_variance
+
+
+def test_explained_variance_is_that_of_its_definition(exact, latents, optimal):
+    """Recomputed with dense matrices: rows left out by number, the Gaussian fitted to the others, the same noise."""
+    found = exact[0].findings.explained
+    held = np.arange(400) % 5 == 0  # 400 rows in five parts, as few as there may be
+    assert (found.held_out, found.fitted, found.refitted) == (80, 320, True)
+    x0 = torch.from_numpy(latents[held].astype(np.float32)).double()
+    rest = torch.from_numpy(latents[~held].astype(np.float64))
+    noise = torch.randn(80, *SHAPE, generator=torch.Generator().manual_seed(7)).flatten(1).double()
+    mean, covariance = rest.mean(0), torch.cov(rest.T)
+    for row in [one for one in found.rows if one.name == "Gaussian"][2:9:3]:
+        x_t = row.alpha * x0 + row.sigma * noise
+        total = row.alpha**2 * covariance + row.sigma**2 * torch.eye(D, dtype=torch.float64)
+        ours = mean + row.alpha * torch.linalg.solve(total, (x_t - row.alpha * mean).T).T @ covariance
+        whole = optimal.unet.covariance, optimal.unet.mean.flatten()
+        total = row.alpha**2 * whole[0] + row.sigma**2 * torch.eye(D, dtype=torch.float64)
+        target = whole[1] + row.alpha * torch.linalg.solve(total, (x_t - row.alpha * whole[1]).T).T @ whole[0]
+        explained = 1 - (ours - target).square().sum() / (target - target.mean(0)).square().sum()
+        # The network is shown whole timesteps' levels in float32.
+        assert row.explained_denoiser == pytest.approx(float(explained), abs=0.02)
+        truth = next(one for one in found.truth if one.name == "Gaussian" and one.sigma == row.sigma)
+        assert truth.mse == pytest.approx(float((ours - x0).square().mean()), rel=1e-3)
+
+
+def test_what_the_page_says_is_what_was_found(exact):
+    made, text, _ = exact
+    claim, table = report_sections.about_emergence(made.findings.emergence)
+    assert f"power {made.findings.emergence.exponent:.2f}" in claim
+    assert claim.replace("'", "&#x27;") in text
+    for row in table.rows:
+        for cell in row:
+            assert cell.partition("\n")[0].replace("-", "\N{MINUS SIGN}").replace("σ / α", "σ\u00a0/\u00a0α") in text
+    two = float((1 - made.findings.flatness.measured[:, 1]).mean())
+    assert f"{two:.3%} of the variance" in text
+
+
+@pytest.mark.parametrize("made", [tiny_ddim, tiny_ddpm])
+def test_a_random_network_without_an_index(made, tmp_path, latents):
+    """An untrained pipeline gives a page too; without an index the last section says what to do."""
+    root = make_workspace(tmp_path / "ws", latents[:60], shape=SHAPE).root
+    fit_workspace(root)
+    report = write_report(root, made(), tmp_path / "a.html", seeds=4, steps=6)
+    text = report.path.read_text(encoding="utf-8")
+    read(text)
+    assert "Run manifold index" in text
+    assert report.findings.anticipation is None
+    assert ("DDPMScheduler draws noise" in text) == (made is tiny_ddpm)
+
+
+def test_a_saved_latent_pipeline_on_its_own_autoencoder(tmp_path):
+    """Named by folder: the workspace must have been encoded with the pipeline's own autoencoder."""
+    tiny_demo(ddim(**SD)).save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(40):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((16, 16)).save(tmp_path / "photos" / f"{number:02d}.png")
+    root = tmp_path / "ws"
+    encode_images(tmp_path / "photos", root, encoder=str(tmp_path / "model" / "vae"), size=16, workers=0)
+    fit_workspace(root)
+    build_index(root)
+    report = write_report(root, tmp_path / "model", tmp_path / "a.html", seeds=4, steps=5)
+    text = report.path.read_text(encoding="utf-8")
+    assert "no class, no guidance" in text
+    assert report.findings.targets.network.shape[1:] == (3, 4, 8, 8)
+    other = tiny_demo(ddim(**SD))
+    with torch.no_grad():
+        other.vae.decoder.conv_out.bias.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(MismatchError, match="not the autoencoder of other"):
+        write_report(root, tmp_path / "other", tmp_path / "b.html", seeds=4, steps=5)
+    assert not (tmp_path / "b.html").exists()
+
+
+@pytest.mark.parametrize("made", [lambda: tiny_demo(ddim(**SD)), tiny_dit, tiny_ddim])
+def test_the_rest_of_a_path_is_the_samplers_own(made):
+    """From any recorded state the model goes where the recorded run went, and a seed's path is the same in any batch."""
+    model = open_flow_model(made(), steps=6)
+    run = model.sample([3, 4, 5])
+    for step in (0, 2, 5):
+        torch.testing.assert_close(model.sampler_from(step)(run.x_t[step]), run.x_t[-1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.sample([4]).x_t[:, 0], run.x_t[:, 1], rtol=1e-4, atol=1e-4)
+    network = model.network
+    other = model.sample_shuffled([3, 4, 5])
+    assert model.network is network
+    torch.testing.assert_close(other.x_t[0], run.x_t[0])
+    assert float((other.x_t[-1] - run.x_t[-1]).abs().max()) > 0.1
+    # The denoiser at the sampler's own level is what the sampler was told.
+    again = model.denoiser().denoise(run.x_t[2], float(run.alphas[2]), float(run.sigmas[2]))
+    if model.pipeline.scheduler.config.clip_sample:
+        again = again.clamp(-1, 1)
+    torch.testing.assert_close(again, run.x0_hat[2], rtol=1e-2, atol=1e-2)
+
+
+def test_what_cannot_be_reported_says_so(workspace, tmp_path):
+    with pytest.raises(NotFittedError, match=r"no model_index\.json"):
+        write_report(workspace, tmp_path, tmp_path / "a.html")
+    with pytest.raises(InputError, match="unconditional or class-conditional"):
+        write_report(workspace, tiny_latent(ddim()), tmp_path / "a.html")
+    with pytest.raises(InputError, match="at least 4 seeds"):
+        write_report(workspace, tiny_ddim(), tmp_path / "a.html", seeds=3)
+    with pytest.raises(MismatchError, match="the model's states are 4 x 8 x 8"):
+        write_report(workspace, tiny_dit(), tmp_path / "a.html")
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_a_page_escapes_what_it_is_given(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    table = Table(("", "<b>", "c", "d"), [("x & y", "1\n0 to 2", "2", "3")])
+    section = Section("<i>", "a < b", [Picture(tmp_path / "a.png", "'quoted'", "caption")], [table], "note")
+    text = page("<title>", "lead", [("<name>", "value")], [section], "foot")
+    reader = read(text)
+    assert "<i>" not in text
+    assert "x &amp; y" in text
+    assert "<td class=measured>1<small>0 to 2</small></td>" in text
+    assert reader.headings == ["What was measured", "<i>"] or reader.headings[-1] == "<i>"
