@@ -128,7 +128,9 @@ def bench_teleport(
         "workspace": opened.root.name, "model": _name(model, pipeline), "seeds": seeds, "rows": len(opened.latents),
         "samplers": list(samplers), "evaluations": list(evaluations), "steps": list(steps), "statistics": list(solvers),
         "reference_steps": reference_steps, "guidance_scale": runs.guidance_scale, "labelled": labelled,
-        "lambda_1": scale**2, "deviation": scorer.deviation, "published_start": [bound * scale for bound in PUBLISHED],
+        "lambda_1": scale**2, "deviation": scorer.deviation,
+        "frechet_directions": scorer.directions, "frechet_variance": scorer.variance_kept,
+        "published_start": [bound * scale for bound in PUBLISHED],
     }  # fmt: skip
     yardsticks = scorer.yardsticks(rough, _random_rows(opened, seeds))
     return TeleportBench(tuple(found), facts, yardsticks)

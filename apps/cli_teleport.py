@@ -110,7 +110,8 @@ def sentences(found: TeleportBench) -> list[str]:
         f"error: over the reference's own deviation of {facts['deviation']:.3g}; another seed's image is at "
         f"{by['other_seed_error']:.3g}, the reference (DDIM, {facts['reference_steps']} steps) itself is off by about "
         f"{by['reference_error']:.2g}",
-        f"Frechet to other seeds: the reference itself {by['seeds_reference']:.4g}, by chance {by['seeds_chance']:.4g} +- "
+        f"Frechet distance in the {facts['frechet_directions']} leading directions, {facts['frechet_variance']:.0%} of the "
+        f"variance; to other seeds: the reference itself {by['seeds_reference']:.4g}, by chance {by['seeds_chance']:.4g} +- "
         f"{by['seeds_chance_sd']:.2g}; to the data: the reference {by['data_reference']:.4g}, rows of the data "
         f"{by['data_chance']:.4g} +- {by['data_chance_sd']:.2g}",
     ]
@@ -141,6 +142,7 @@ def _table(title: str, rival: str) -> Table:
     table.add_column("moved by")
     for name in (
         "evaluations", "saved", "start", "in sqrt(l1)", "error", f"error {rival}", "as plain", "Frechet seeds", "data",
+        "variance",
     ):  # fmt: skip
         table.add_column(name, justify="right")
     return table
@@ -160,6 +162,7 @@ def _cells(run: Run) -> list[str]:
         "" if run.equals_plain is None else f"{run.equals_plain:.1f}",
         f"{run.seeds:.4g}" + ("" if run.seeds_change is None else f" ({run.seeds_change:+.2g})"),
         f"{run.data:.4g}",
+        f"{run.variance:.3f}",
     ]
 
 

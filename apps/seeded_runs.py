@@ -112,6 +112,7 @@ class SeededRuns:
         if "guidance_scale" in takes:
             self._common["guidance_scale"] = self.guidance_scale
         self._config = pipeline.scheduler.config
+        self._ratios: dict[tuple[str, int], Tensor] = {}
         self._done = self._planned = 0
 
     def plan(self, evaluations: int) -> None:
@@ -120,10 +121,12 @@ class SeededRuns:
 
     def ratios(self, sampler: Sampler, steps: int) -> Tensor:
         """sigma / alpha at each step of a sampler, (steps,) float64, falling."""
-        scheduler = self._scheduler(sampler)
-        scheduler.set_timesteps(steps)
-        alphas, sigmas = visited_levels(scheduler)
-        return sigmas / alphas
+        if (sampler, steps) not in self._ratios:
+            scheduler = self._scheduler(sampler)
+            scheduler.set_timesteps(steps)
+            alphas, sigmas = visited_levels(scheduler)
+            self._ratios[sampler, steps] = sigmas / alphas
+        return self._ratios[sampler, steps]
 
     def longer_run(self, sampler: Sampler, evaluations: int, start: float) -> int:
         """Steps of the run whose last `evaluations` begin nearest to sigma / alpha = `start`, by its logarithm."""

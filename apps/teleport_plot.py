@@ -13,8 +13,9 @@ __all__ = ["plot_teleport"]
 
 _COLOURS = {"ddim": "#2456a6", "dpm": "#c4731b", "unipc": "#2f7d5b"}
 _NAMES = {"ddim": "DDIM", "dpm": "DPM-Solver++", "unipc": "UniPC"}
+_STYLES = {"all": ("--", "started late"), "class": ("-.", "late, by class")}
 _CAPTION = (
-    "How to read it: on the left a dashed line below the solid one of its colour means that starting late is worth it at "
+    "How to read it: on the left a broken line below the solid one of its colour means that starting late is worth it at "
     "equal evaluations; on the right the dotted line is the same sampler with all of its steps, and grey what chance or the "
     "reference itself leaves open."
 )
@@ -23,8 +24,8 @@ _CAPTION = (
 def plot_teleport(found: TeleportBench, path: Path) -> None:
     """Write a benchmark of teleportation as PNG: error above, Frechet distance to other seeds below.
 
-    Left: by network evaluations, plain (solid) and started late (dashed, of each number of evaluations the start with the
-    least error). Right: by the level started at, for the longest run measured that was cut shorter.
+    Left: by network evaluations, plain (solid) and started late (broken, of each number of evaluations the start with
+    the least error). Right: by the level started at, for the longest run measured that was cut shorter.
 
     Arguments
         found: of `bench_teleport`. path: the file to write.
@@ -69,23 +70,27 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
 def _by_evaluations(axis: Any, found: TeleportBench, sampler: str, value: str) -> None:
     counts = sorted(set(found.facts["evaluations"]))
     plain = [run for count in counts if (run := found.plain(sampler, count)) is not None]
-    late = []
-    for count in counts:
-        chosen = [run for run in found.chosen("evaluations", sampler) if run.evaluations == count]
-        if chosen:
-            late.append(min(chosen, key=lambda run: run.error))
     _line(axis, plain, "evaluations", value, sampler, "-", _NAMES[sampler])
-    _line(axis, late, "evaluations", value, sampler, "--", f"{_NAMES[sampler]}, started late")
+    for statistics in found.facts["statistics"]:
+        late = []
+        for count in counts:
+            chosen = [run for run in found.chosen("evaluations", sampler, statistics) if run.evaluations == count]
+            if chosen:
+                late.append(min(chosen, key=lambda run: run.error))
+        style, label = _STYLES[statistics]
+        _line(axis, late, "evaluations", value, sampler, style, f"{_NAMES[sampler]}, {label}")
 
 
 def _by_start(axis: Any, found: TeleportBench, sampler: str, value: str) -> None:
     if not found.facts["steps"]:
         return
     steps = max(found.facts["steps"])
-    cut = sorted((run for run in found.chosen("steps", sampler) if run.steps == steps), key=lambda run: run.start)
-    _line(axis, cut, "start_relative", value, sampler, "--", "")
+    for statistics in found.facts["statistics"]:
+        chosen = [run for run in found.chosen("steps", sampler, statistics) if run.steps == steps]
+        cut = sorted(chosen, key=lambda run: run.start)
+        _line(axis, cut, "start_relative", value, sampler, _STYLES[statistics][0], "")
     plain = found.plain(sampler, steps)
-    if plain is not None and cut:
+    if plain is not None:
         axis.axhline(getattr(plain, value), color=_COLOURS[sampler], linestyle=":", linewidth=1.3)
 
 

@@ -5,7 +5,7 @@
 On the shipped model and the same seeds: RMS error from a many-step DDIM run of the same noise, and Frechet distance in
 latent space to other seeds and to the data, beside what chance makes of each. First at equal network evaluations, then for
 25 steps of which more and more are left out. Statistics are those of the first 10,000 images as the model's own autoencoder
-encodes them, unless a fitted workspace is given; guidance 1 asks the network once a step.
+encodes them, unless a fitted workspace is given, all together and by class; guidance 1 asks the network once a step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def main() -> None:
     parser.add_argument("--starts", type=float, nargs="*", default=[2.7, 1.4, 0.7], help="in sqrt(lambda_1)")
     parser.add_argument("--steps", type=int, nargs="*", default=[25])
     parser.add_argument("--guidance-scale", type=float, default=1.0)
-    parser.add_argument("--per-class", action="store_true")
+    parser.add_argument(
+        "--per-class", action=argparse.BooleanOptionalAction, default=True, help="statistics of classes too"
+    )
     options = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +69,7 @@ def made(folder: Path, images: Path, model: Path) -> Path:
 def print_tables(found: TeleportBench) -> None:
     columns = [
         "sampler", "moved by", "evaluations", "saved", "start / sqrt(l1)", "error", "of plain", "low", "high", "as plain",
-        "Frechet seeds", "data",
+        "Frechet seeds", "data", "variance",
     ]  # fmt: skip
     for comparison, counts, title in (
         (
@@ -92,7 +94,7 @@ def cells(run: Run) -> list[object]:
     return [
         run.sampler, "plain" if plain else run.statistics, run.evaluations, run.saved,
         "" if plain else run.start_relative, run.error, *(("",) * 3 if plain else (run.ratio, run.ratio_low, run.ratio_high)),
-        run.equals_plain or "", run.seeds, run.data,
+        run.equals_plain or "", run.seeds, run.data, run.variance,
     ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from tiny_pipelines import SD, ExactGaussian, LatentPipeline, quiet, tiny_ddpm, tiny_demo, tiny_latent, tiny_vae
 
 from index.fit import fit_workspace
+from manifold.covariance import FullCovariance
 from manifold.demo_model import ClassConditionalPipeline
 from manifold.errors import InputError, MismatchError, NotFittedError
 from manifold.frechet import frechet_distance
@@ -117,9 +118,16 @@ def test_figures_equal_those_made_by_hand(bench, root):
     error = math.sqrt(float((moved.double().flatten(1) - reference[0]).square().mean())) / deviation
     assert run.error == pytest.approx(error, rel=1e-3)
     assert run.low < run.error < run.high
-    assert run.seeds == pytest.approx(frechet_distance(moved, reference[1]), rel=1e-4)
-    assert run.data == pytest.approx(frechet_distance(moved, manifold.covariance), rel=1e-4)
-    assert bench.yardsticks["seeds_reference"] == pytest.approx(frechet_distance(*reference), rel=1e-4)
+    # 24 seeds: two leading directions
+    basis, eigvals = manifold.eigvecs[:, :2].double(), manifold.eigvals[:2].double()
+    seen, *known = (one.double().flatten(1) @ basis for one in (moved, *reference))
+    assert run.seeds == pytest.approx(frechet_distance(seen, known[1]), rel=1e-3)
+    data = FullCovariance(manifold.mean.double() @ basis, eigvals, torch.eye(2).double())
+    assert run.data == pytest.approx(frechet_distance(seen, data), rel=1e-3)
+    assert run.variance == pytest.approx(float(moved.flatten(1).var(0).sum() / reference[0].var(0).sum()), rel=1e-4)
+    assert bench.facts["frechet_directions"] == 2
+    assert bench.facts["frechet_variance"] == pytest.approx(float(eigvals.sum()) / manifold.total_variance, rel=1e-6)
+    assert bench.yardsticks["seeds_reference"] == pytest.approx(frechet_distance(*known), rel=1e-3)
     difference = (reference[0] - reference[1]).square().mean().sqrt() / deviation
     assert bench.yardsticks["other_seed_error"] == pytest.approx(float(difference), rel=1e-4)
     assert 1.1 < bench.yardsticks["other_seed_error"] < 1.8
