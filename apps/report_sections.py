@@ -243,9 +243,9 @@ def about_anticipation(found: Anticipation) -> tuple[str, Table]:
     noise = found.sigmas / found.alphas
     every = ("endpoint", "target", "network", "raw", "random")
     names: list[str] = [name for name in every if name in found.means]
-    titles = {"endpoint": "closed form: endpoint", "target": "closed form: target", "network": "network's x̂₀",
+    titles = {"endpoint": "closed form alone (endpoint)", "target": "with the network (target)", "network": "network's x̂₀",
               "raw": "raw x_t / α", "random": "null: random rows"}  # fmt: skip
-    kinds = {"endpoint": "gaussian", "target": "gaussian", "network": "measured", "raw": "", "random": "null"}
+    kinds = {"endpoint": "gaussian", "target": "", "network": "measured", "raw": "", "random": "null"}
     places = torch.linspace(0, len(noise) - 1, min(7, len(noise))).round().long().tolist()
     rows = []
     for place in places:
@@ -254,28 +254,24 @@ def about_anticipation(found: Anticipation) -> tuple[str, Table]:
         rows.append(
             (
                 f"step {int(found.steps[place])}, σ / α = {level}",
-                *(f"{one:.1%}" if one == one else "–" for one in cells),
+                *(f"{one:.1%}" if math.isfinite(one) else "–" for one in cells),
             )
         )
     halves = {name: found.first_step(name) for name in names}
     known = {name: "never" if step is None else f"from step {step}" for name, step in halves.items()}
     rows.append(("half of them known", *(known[name] for name in names)))
-    closed = _earliest(halves, ("endpoint", "target"))
+    closed = halves["endpoint"]
     middle = {name: float(found.means[name].mean[len(noise) // 2]) for name in names}
     claim = (
-        f"Halfway through the sampler, the closed form returns {middle['endpoint']:.0%} (endpoint) and "
-        f"{middle['target']:.0%} (target) of the sample's final {found.k} neighbours, the raw state {middle['raw']:.0%}, the "
-        f"network's own prediction {middle['network']:.0%}; chance is {found.chance:.1%}. The closed form knows half of them "
+        f"Halfway through the sampler, the closed form alone returns {middle['endpoint']:.0%} of the sample's final "
+        f"{found.k} neighbours, mended by the network's prediction {middle['target']:.0%}, that prediction by itself "
+        f"{middle['network']:.0%}, the raw state {middle['raw']:.0%}; chance is {found.chance:.1%}. Alone it knows half of "
+        "them "
         f"{'at no step' if closed is None else f'from step {closed} on'}."
     )
     return claim, Table(
         ("final neighbours already returned", *(titles[name] for name in names)), rows, [kinds[name] for name in names]
     )
-
-
-def _earliest(steps: dict[str, int | None], names: tuple[str, ...]) -> int | None:
-    known = [step for name in names if (step := steps.get(name)) is not None]
-    return min(known) if known else None
 
 
 def _reach(noise: Tensor, cosine: Tensor) -> str:
