@@ -1,8 +1,8 @@
-"""The page Trajectories: a recorded run of a pipeline, its turn from noise to image, and its eigenmodes against theory."""
+"""The page Trajectories: a run, recorded or painted now, its turn from noise to image, and its eigenmodes against theory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from manifold.path_rotation import PathRotation, measure_path_rotation
 from manifold.recording import Recording
 
 from .figures import AMBER, BLUE, GREY, SERIES, figure, pair, show_figure
+from .live import label_name, open_painter, why_no_painter
 from .loading import Opened
+from .painted import paint_on_request, teleport_beside
 from .pictures import decode, same_size, show, strip
 from .work import kept
 
@@ -40,25 +42,49 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
     st.markdown(
         "A recorded run beside the closed form that starts from the same noise, and beside a path that is merely smooth."
     )
+    painter = open_painter(opened)
+    live = painter is not None
+    if painter is not None and others:
+        choice = st.segmented_control(
+            "Run from", ("model", "recording"), default="recording", required=True, key="from", bind="query-params"
+        )
+        live = choice == "model"
+    if painter is not None and live:
+        painted = paint_on_request(painter, opened)
+        if painted is not None:
+            order, recording = painted
+            chosen = _views(opened, recording, ("painted", order), [label_name(label) for label in order.labels])
+            teleport_beside(painter, opened, order, recording, chosen)
+        return
     if not others:
         st.info(
             "No run was given. Record one of any diffusers pipeline, with latents like this workspace's:",
             icon=":material/info:",
         )
         st.code(_HOW, language="python")
+        missing = why_no_painter(opened)
+        if missing is not None:
+            st.caption(f":material/info: Nothing can be painted here: {missing}")
         return
     path = (
         st.selectbox("Run", others, format_func=lambda one: Path(one).name, key="run") if len(others) > 1 else others[0]
     )
-    recording = _loaded(opened, path)
+    _views(opened, _loaded(opened, path), (path, Path(path).stat().st_mtime_ns))
+
+
+def _views(opened: Opened, recording: Recording, key: Hashable, names: Sequence[str] = ()) -> int:
+    """Everything that is shown of a run; returns the trajectory that the reader chose, from 0."""
     count = recording.x_t.shape[1]
     facts = recording.metadata
     st.caption(
-        f"{facts.get('pipeline', 'a pipeline')}, {facts.get('scheduler', 'a sampler')}: {count:,} trajectories, "
-        f"{len(recording.x0_hat):,} evaluations of the network."
+        f"{facts.get('pipeline', 'a pipeline')}, {facts.get('scheduler', 'a sampler')}: {count:,} "
+        f"{'trajectory' if count == 1 else 'trajectories'}, {len(recording.x0_hat):,} evaluations of the network."
     )
     chosen = 0
     if count > 1:
+        state: Any = st.session_state
+        if state.get("trajectory", 1) > count:
+            state["trajectory"] = 1  # of a run before this one, which had more
         chosen = (
             int(
                 st.number_input(
@@ -67,10 +93,8 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
             )
             - 1
         )
-    _pictures(opened, recording, chosen)
-    rotation, flatness, modes = kept(
-        ("paths", opened.token, path, Path(path).stat().st_mtime_ns), lambda: _measured(opened, recording)
-    )
+    _pictures(opened, recording, chosen, f" ({names[chosen]})" if names else "")
+    rotation, flatness, modes = kept(("paths", opened.token, key), lambda: _measured(opened, recording))
     left, right = pair("paths")
     with left:
         st.subheader("The turn from noise to image")
@@ -80,6 +104,7 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
         _flatness(flatness)
     st.subheader("Along the eigenvectors")
     _modes(modes, chosen)
+    return chosen
 
 
 def _loaded(opened: Opened, path: str) -> Recording:
@@ -106,7 +131,7 @@ def _measured(opened: Opened, recording: Recording) -> tuple[PathRotation, PathP
     )
 
 
-def _pictures(opened: Opened, recording: Recording, chosen: int) -> None:
+def _pictures(opened: Opened, recording: Recording, chosen: int, about: str) -> None:
     steps = torch.linspace(0, len(recording.x0_hat) - 1, min(_FRAMES, len(recording.x0_hat))).round().long()
     final = recording.x_t[-1, chosen][None]
     states = same_size(recording.x_t[steps, chosen], final.expand(len(steps), *final.shape[1:]))
@@ -115,7 +140,10 @@ def _pictures(opened: Opened, recording: Recording, chosen: int) -> None:
         "states x_t, at the length of the last one; time runs to the right",
     )
     targets: Tensor = torch.cat([recording.x0_hat[steps, chosen], final])
-    show(strip(decode(opened, targets)), "predicted targets x0_hat of the network at the same steps, and the sample")
+    show(
+        strip(decode(opened, targets)),
+        f"predicted targets x0_hat of the network at the same steps, and the sample{about}",
+    )
 
 
 def _rotation(found: PathRotation, chosen: int) -> None:

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from manifold_apps.painting import NO_CLASS, Order, Painter, class_manifolds, class_of, is_painted, rms_difference
+from manifold_apps.explorer.painting import (
+    NO_CLASS,
+    Order,
+    Painter,
+    class_manifolds,
+    class_of,
+    is_painted,
+    rms_difference,
+)
 
 from index.deposit import deposit_latents, painted_records
 from index.encoders import open_encoder
