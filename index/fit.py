@@ -19,7 +19,6 @@ from manifold.errors import FormatError, InputError, ManifoldWarning, NonFiniteE
 from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments, Precision
 from manifold.reproducibility import split_half
-from manifold.resolution import warn_unresolved
 from manifold.selection import fit_auto
 
 from .progress import Progress, silent
@@ -57,7 +56,7 @@ def fit_workspace(
         precision: `fast` (float32 products, float64 sums) or `exact` (float64); see `manifold.Moments`.
         progress: told of ("fit", rows done, rows in all).
 
-    Returns: the fitted manifold, as saved in WS/stats. Warns where the spectrum reaches below what the precision resolves.
+    Returns: the fitted manifold, as saved in WS/stats.
 
     Raises: InputError if the workspace is not there or not complete, or model and rank do not fit; NonFiniteError naming
         the row if a latent has NaN or infinity; FormatError if a file is damaged; StorageError.
@@ -100,7 +99,6 @@ def fit_workspace(
             moments = _stream_moments(opened, precision, progress)
             kept = _rank(store.d, model, rank)
             fitted = GaussianManifold.from_moments(moments, rank=kept, shape=shape, metadata=metadata)
-            warn_unresolved(moments, fitted.eigvals)
         fitted.save(opened.stats_path)
     return fitted
 

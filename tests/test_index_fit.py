@@ -125,12 +125,3 @@ def test_auto_says_what_it_compared(root):
     fitted = fit_workspace(root, model="auto")
     assert "models compared" in fitted.metadata["selection"]
     assert GaussianManifold.load(Workspace.open(root).stats_path).metadata["selection"] == fitted.metadata["selection"]
-
-
-def test_a_spectrum_below_the_precision_is_said(tmp_path, rng):
-    """float16 latents of which some directions hold 1e-12 of the variance of others: lost in float32, seen in float64."""
-    spread = np.r_[np.full(8, 100.0), np.full(8, 1e-4)]
-    root = make_workspace(tmp_path / "ws", rng.standard_normal((500, 16)) * spread, shape=(1, 4, 4)).root
-    with pytest.warns(ManifoldWarning, match='8 of 16 eigenvalues lie below .* fit with precision="exact"'):
-        fit_workspace(root)
-    fit_workspace(root, precision="exact")
