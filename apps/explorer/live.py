@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import streamlit as st
+from torch import Tensor
 
 from manifold.demo_model import CLASS_NAMES
-from manifold.errors import ManifoldError
+from manifold.errors import InputError, ManifoldError
 from manifold.gaussian import GaussianManifold
 
 from .choosing import Start
@@ -15,7 +16,7 @@ from .loading import Opened, sentence
 from .painting import NO_CLASS, Painter, class_manifolds, class_of, is_painted
 from .work import kept, working
 
-__all__ = ["class_input", "classes", "label_name", "open_painter", "why_no_painter"]
+__all__ = ["class_input", "class_now", "classes", "label_name", "network_target", "open_painter", "why_no_painter"]
 
 OWN = "its own"
 """The choice of the class that the image is captioned with."""
@@ -60,9 +61,27 @@ def class_input(row: Any, opened: Opened, start: Start) -> int:
         width=200,
         help="Its own is the class that the image is captioned with; no class where there is none.",
     )
+    return _resolved(chosen, opened, start)
+
+
+def class_now(opened: Opened, start: Start) -> int:
+    """The class that `class_input` stands at; the image's own where the page does not ask at the moment."""
+    return _resolved(st.session_state.get("class", OWN), opened, start)
+
+
+def _resolved(chosen: str, opened: Opened, start: Start) -> int:
     if chosen != OWN:
         return class_of(chosen)
     return NO_CLASS if start.row is None else class_of(opened.store.rows([start.row])[0].get("caption"))
+
+
+def network_target(painter: Painter, x_t: Tensor, sigma: float, label: int) -> Tensor | None:
+    """The network's own x0_hat at alpha = 1; None, and a sentence on the page, at a level that it does not know."""
+    try:
+        return painter.x0_hat(x_t, 1.0, sigma, label)
+    except InputError:
+        st.caption(f":material/info: The network was not trained at σ = {sigma:g}, so it predicts nothing here.")
+        return None
 
 
 def classes(opened: Opened) -> dict[int, GaussianManifold]:

@@ -10,8 +10,10 @@ from manifold.noising import Decided, decided, noised
 
 from .choosing import Start, choose_start
 from .figures import AMBER, BLUE, GREY, SERIES, figure, pair, show_figure
+from .live import class_input, label_name, network_target, open_painter
 from .loading import Opened
 from .noise import LEVELS, level_slider, seed_input
+from .painting import NO_CLASS
 from .pictures import decode, grid, same_size, show
 
 __all__ = ["page"]
@@ -40,23 +42,32 @@ def _time(opened: Opened, start: Start) -> None:
     with controls:
         sigma = level_slider()
     seed = seed_input(controls)
+    painter = open_painter(opened)
+    label = class_input(controls, opened, start) if painter is not None else NO_CLASS
     manifold = opened.manifold
     x_t = noised(start.latent, 1.0, sigma, seed)
     posterior = manifold.posterior(x_t, 1.0, sigma)
     draws = posterior.sample(_DRAWS, torch.Generator().manual_seed(seed))[:, 0]
     now = decided(manifold, 1.0, sigma)
-    pictures = decode(opened, torch.cat([start.latent, same_size(x_t, start.latent), posterior.mean, draws]))
-    columns = st.columns([3, 3, 3, 4], gap="medium", wrap=False)
-    captions = (
+    own = None if painter is None else network_target(painter, x_t, sigma, label)
+    targets = [posterior.mean] if own is None else [posterior.mean, own]
+    pictures = decode(opened, torch.cat([start.latent, same_size(x_t, start.latent), *targets, draws]))
+    captions = [
         f"x0: {start.about}",
         f"x_t: under noise of σ = {sigma:g}, at the length of x0",
-        "x0_hat: predicted target, the mean of p(x0 | x_t)",
-    )
-    for column, picture, caption in zip(columns[:3], pictures[:3], captions, strict=True):
+        "x0_hat in closed form: predicted target, the mean of p(x0 | x_t)",
+    ]
+    if own is not None:
+        captions.append(f"x0_hat of the network itself, told {label_name(label)}")
+    columns = st.columns([*[3] * len(captions), 4], gap="medium", wrap=False)
+    for column, picture, caption in zip(columns[:-1], pictures, captions, strict=False):
         with column:
             show(picture, caption)
-    with columns[3]:
-        show(grid(pictures[3:], 3, 128), f"{_DRAWS} samples of p(x0 | x_t): where they agree, the image is decided")
+    with columns[-1]:
+        show(
+            grid(pictures[len(captions) :], 3, 128),
+            f"{_DRAWS} samples of p(x0 | x_t): where they agree, the image is decided",
+        )
     left, right = pair("outline")
     with left:
         st.subheader("What is decided at this level")

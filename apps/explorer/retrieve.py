@@ -15,8 +15,10 @@ from manifold.noising import noised, noised_path
 
 from .choosing import Start, choose_start
 from .figures import BLUE, GREY, SERIES, figure, show_figure
+from .live import class_input, class_now, label_name, network_target, open_painter
 from .loading import Opened
 from .noise import LEVELS, level_slider, seed_input
+from .painting import NO_CLASS, Painter
 from .pictures import decode, same_size, show, thumbnails
 from .work import working
 
@@ -24,7 +26,7 @@ __all__ = ["page"]
 
 _ASKED: dict[Question, str] = {
     "source": "Which images could this state have come from? Bayes' posterior over the whole collection.",
-    "target": "What is it heading to now? Distance between predictions, each direction weighted by how far it is decided.",
+    "target": "What is it heading to? As endpoint, mended by the network's own prediction where there is one.",
     "endpoint": "What will the final image be near to? Distance to the closed-form solution without noise.",
 }
 _CURVES = {"target": "target", "endpoint": "endpoint", "raw": "plain distance to x_t", "network": "plain distance to x0_hat",
@@ -57,15 +59,22 @@ def _search(opened: Opened, start: Start) -> None:
     )
     k = int(controls.number_input("Neighbours", 1, 50, 10, key="k", bind="query-params", width=140))
     seed = seed_input(controls)
+    painter = open_painter(opened) if question == "target" else None
+    label = NO_CLASS if painter is None else class_input(controls, opened, start)
     sigma = level_slider(1.0)
     x_t = noised(start.latent, 1.0, sigma, seed)
-    hits = opened.searcher.search(x_t, 1.0, sigma, question, k)
+    own = None if painter is None else network_target(painter, x_t, sigma, label)
+    hits = opened.searcher.search(x_t, 1.0, sigma, question, k, x0_hat=own)
     target = opened.searcher.predict(x_t, 1.0, sigma)
     st.caption(_ASKED[question])
-    pictures = decode(opened, torch.cat([start.latent, same_size(x_t, start.latent), target]))
-    captions = (f"query: {start.about}", f"x_t at σ = {sigma:g}", "x0_hat, predicted target")
+    latents = [start.latent, same_size(x_t, start.latent), target]
+    captions = [f"query: {start.about}", f"x_t at σ = {sigma:g}", "x0_hat, predicted target"]
+    if own is not None:
+        latents.append(own)
+        captions.append(f"x0_hat of the network, told {label_name(label)}")
+    pictures = decode(opened, torch.cat(latents))
     columns = st.columns(_A_ROW, gap="small", wrap=False)
-    for column, picture, caption in zip(columns[:3], pictures, captions, strict=True):
+    for column, picture, caption in zip(columns, pictures, captions, strict=False):
         with column:
             show(picture, caption)
     st.subheader("Neighbours, best first")
@@ -112,12 +121,16 @@ def _anticipation(opened: Opened, start: Start) -> None:
         f"How many of the clean image's neighbours are found at each noise level, over {_PATHS} draws of the noise, and what "
         "plain distances would find."
     )
-    key = f"anticipation {opened.token} {start.about} {float(start.latent.sum())}"
+    painter = open_painter(opened)
+    label = NO_CLASS if painter is None else class_now(opened, start)
+    if painter is not None:
+        st.caption(f"Predictions x0_hat are those of the network, told {label_name(label)}.")
+    key = f"anticipation {opened.token} {start.about} {float(start.latent.sum())} {label}"
     if key not in st.session_state:
         if not st.button("Measure", icon=":material/timeline:", key="measure"):
             return
         with working("Searching at every noise level") as progress:
-            st.session_state[key] = _measured(opened, start, progress)
+            st.session_state[key] = _measured(opened, start, painter, label, progress)
         st.rerun()
     found: Anticipation = st.session_state[key]
     sigmas = found.sigmas.tolist()
@@ -130,12 +143,15 @@ def _anticipation(opened: Opened, start: Start) -> None:
     )
 
 
-def _measured(opened: Opened, start: Start, progress: Any) -> Anticipation:
+def _measured(opened: Opened, start: Start, painter: Painter | None, label: int, progress: Any) -> Anticipation:
     assert opened.searcher is not None
     sigmas = [*LEVELS[::3], 0.0]
     path = noised_path(start.latent.expand(_PATHS, -1), [1.0] * len(sigmas), sigmas)
     targets = torch.stack(
-        [opened.manifold.denoise(state, 1.0, sigma) for state, sigma in zip(path[:-1], sigmas[:-1], strict=True)]
+        [
+            opened.manifold.denoise(state, 1.0, sigma) if painter is None else painter.x0_hat(state, 1.0, sigma, label)
+            for state, sigma in zip(path[:-1], sigmas[:-1], strict=True)
+        ]
     )
     return measure_anticipation(opened.searcher, path, targets, [1.0] * len(sigmas), sigmas, progress=progress)
 
