@@ -9,12 +9,14 @@ import streamlit as st
 import torch
 from PIL import Image
 
+from index.extremes import extreme_rows
 from manifold.edits import Edit, random_edit, walk
 from manifold.errors import FormatError, InputError
 
 from .choosing import Start, choose_start
 from .loading import Opened
 from .pictures import decode, enlarge, png, show, strip, thumbnails
+from .work import kept, working
 
 __all__ = ["page"]
 
@@ -46,32 +48,30 @@ def _gallery(opened: Opened) -> None:
     pages = -(-manifold.k // _A_PAGE)
     row = st.container(horizontal=True, vertical_alignment="bottom")
     number = int(row.number_input(f"Page, 1 to {pages:,}", 1, pages, 1, key="page", bind="query-params", width=180))
-    real = row.toggle("Nearest real images", value=True, key="real", bind="query-params")
+    real = row.toggle("Real images at the ends", value=True, key="real", bind="query-params")
     first = (number - 1) * _A_PAGE
     directions = tuple(range(first, min(first + _A_PAGE, manifold.k)))
     widths = [_ENDS, len(STEPS), _ENDS] if real else [0.01, len(STEPS), 0.01]
     heading = st.columns(widths, gap="small", wrap=False)
     heading[1].html(_scale())
     if real:
-        heading[0].caption(f"nearest images at {STEPS[0]} sd")
-        heading[2].caption(f"nearest images at +{STEPS[-1]} sd")
+        heading[0].caption("images farthest out, −")
+        heading[2].caption("images farthest out, +")
     pictures = _walked(opened.token, opened, directions)
-    near = _nearest(opened.token, opened, directions) if real and opened.searcher is not None else None
-    if real and opened.searcher is None:
-        st.info(opened.missing["searcher"], icon=":material/info:")
+    far = _farthest(opened, directions) if real else None
     for place, direction in enumerate(directions):
         share = float(manifold.eigvals[direction]) / manifold.total_variance
         st.markdown(f"**Direction {direction + 1}** · {share:.2%} of the variance")
         left, middle, right = st.columns(widths, gap="small", wrap=False)
         with middle:
             show(strip(pictures[place]))
-        if near is not None:
+        if far is not None:
             for column, end in ((left, 0), (right, 1)):
                 with column:
-                    show(strip(thumbnails(opened, near[place, end])))
+                    show(strip(thumbnails(opened, far[place, end])))
     st.caption(
-        "Each row moves the mean along one eigenvector, in steps of its own standard deviation (sd); at both ends stand the "
-        "images of the collection that lie nearest to the moved mean."
+        "Each row moves the mean along one eigenvector, in steps of its own standard deviation (sd); on both sides stand "
+        "the images of the collection that lie farthest out along it, of smallest and of largest coordinate, farthest first."
     )
     sheet = _stacked([strip(one) for one in pictures])
     st.download_button(
@@ -104,13 +104,15 @@ def _walked(token: str, _opened: Opened, directions: tuple[int, ...]) -> np.ndar
     return pictures.reshape(len(directions), len(STEPS), *pictures.shape[1:])
 
 
-@st.cache_data(max_entries=64, show_spinner="Searching …")
-def _nearest(token: str, _opened: Opened, directions: tuple[int, ...]) -> np.ndarray:
+def _farthest(opened: Opened, directions: tuple[int, ...]) -> np.ndarray:
     """(directions, 2, images) row numbers."""
-    assert _opened.searcher is not None
-    ends = walk(_opened.manifold, directions, (STEPS[0], STEPS[-1]))
-    hits = _opened.searcher.search(ends.flatten(0, 1), question="endpoint", k=_ENDS)
-    return hits.ids.reshape(len(directions), 2, -1)
+
+    def make() -> np.ndarray:
+        with working("Looking along the directions") as progress:
+            count = min(_ENDS, len(opened.store))
+            return extreme_rows(opened.store, opened.manifold, directions, count, progress=progress)
+
+    return kept(("farthest", opened.token, directions), make)
 
 
 def _board(opened: Opened) -> None:
