@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from manifold_apps.photos import CROP_PX, PHOTOGRAPHS, write_crops
 from manifold_apps.plots import plot_eigenimages, plot_spectrum
 from manifold_apps.sheet import Panel, draw_sheet, plan, save_sheet
 from PIL import Image
 
 from index.encoders import PixelEncoder
 from manifold.diagnostics import diagnose
-from manifold.errors import InputError, MissingExtraError
+from manifold.errors import InputError
 from manifold.gaussian import GaussianManifold
 
 
@@ -78,27 +77,3 @@ def test_eigenimages_need_a_shape(tmp_path):
     flat = GaussianManifold.fit(torch.randn(50, 12))
     with pytest.raises(InputError, match="need the latent's shape"):
         plot_eigenimages(flat, PixelEncoder(2), tmp_path / "directions.png")
-
-
-def test_crops_are_photographs_and_the_same_every_time(tmp_path):
-    import pyarrow.parquet as pq
-
-    pytest.importorskip("skimage", reason="needs the demo extra")
-    count = write_crops(tmp_path / "a.parquet")
-    write_crops(tmp_path / "b.parquet")
-    table = pq.read_table(tmp_path / "a.parquet")
-    assert table.equals(pq.read_table(tmp_path / "b.parquet"))
-    assert table.num_rows == count > 3000
-    assert set(table.column("caption").to_pylist()) == set(PHOTOGRAPHS)
-    import io
-
-    first = Image.open(io.BytesIO(table.column("image")[0]["bytes"].as_py()))
-    assert first.size == (CROP_PX, CROP_PX)
-
-
-def test_without_the_extra_the_sentence_names_it(tmp_path, monkeypatch):
-    import manifold_apps.photos
-
-    monkeypatch.setattr(manifold_apps.photos, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'latent-manifold\[demo\]'"):
-        write_crops(tmp_path / "a.parquet")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {"manifold": set(), "index": {"manifold"}, "apps": {"manifold", "index", "manifold_apps"}}
 OURS = {"manifold", "index", "apps", "manifold_apps"}
 ONE_FILE_ONLY = {"faiss": "index/faiss_io.py"}
-INSIDE_FUNCTIONS_ONLY = {"diffusers", "streamlit", "open_clip", "ray", "umap", "matplotlib", "skimage", "sklearn"}
+INSIDE_FUNCTIONS_ONLY = {"diffusers", "streamlit", "open_clip", "ray", "umap", "matplotlib", "sklearn"}
 STREAMLIT_ONLY = "apps/explorer/"
 """Runs inside Streamlit and nowhere else, so it may import it at the top."""
 DIFFUSERS_SUBCLASS = "manifold/demo_model/pipeline.py"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from manifold.demo_model import CLASS_NAMES, ClassConditionalPipeline, load_demo_model
+from manifold.demo_model import CLASS_NAMES, MODEL_FOLDER, ClassConditionalPipeline, load_demo_model, load_gallery
 from manifold.errors import InputError, NotFittedError, ShapeError
 
 
@@ -103,3 +103,44 @@ def test_a_saved_pipeline_opens_again_and_a_missing_one_says_what_to_do(pipeline
 
 def test_there_is_a_name_for_every_class():
     assert len(CLASS_NAMES) == 10
+
+
+def test_the_shipped_model_is_small_and_its_gallery_whole():
+    files = [path for path in MODEL_FOLDER.rglob("*") if path.is_file()]
+    weights = sum(path.stat().st_size for path in files if path.suffix == ".safetensors" and path.stem != "gallery")
+    assert 10e6 < weights < 16e6
+    gallery = load_gallery()
+    assert gallery.latents.shape == (4096, 4, 8, 8)
+    assert gallery.labels.bincount().tolist() == [410] * 6 + [409] * 4
+    assert bool(gallery.latents.isfinite().all())
+    assert {path.name for path in files} >= {"README.md", "samples.png", "model_index.json"}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_images_of_the_gallery_can_be_painted_again():
+    from diffusers import DPMSolverMultistepScheduler
+
+    gallery, pipeline = load_gallery(), load_demo_model()
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    rows = [3, 1000, 4095]
+    again = pipeline(
+        gallery.labels[rows].tolist(),
+        generator=[torch.Generator().manual_seed(row) for row in rows],
+        num_inference_steps=int(gallery.recipe["steps"]),
+        guidance_scale=float(gallery.recipe["guidance_scale"]),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(again, gallery.latents[rows].float(), rtol=0.02, atol=0.05)
+
+
+def test_the_shipped_autoencoder_gives_back_what_it_is_shown():
+    """Smooth pictures, which any image autoencoder must know, come back to a few grey levels."""
+    from index.encoders import open_encoder
+
+    encoder = open_encoder("demo-vae", 32)
+    across = torch.linspace(30, 220, 32).expand(32, 32)
+    pictures = torch.stack([torch.stack([across, across.T, across.flip(1)]), torch.stack([across.T] * 3)]).byte()
+    latents = encoder.encode(pictures)
+    assert latents.shape == (2, 4, 8, 8)
+    error = (encoder.decode(latents).float() - pictures.float()).abs().mean()
+    assert float(error) < 12

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from index.progress import Progress, silent
 from manifold.demo_model.pipeline import ClassConditionalPipeline
+from manifold.demo_model.weights import quiet_diffusers
 from manifold.files import load_tensors, save_tensors
 
 from . import autoencoder, denoiser
@@ -24,7 +25,7 @@ __all__ = ["IMAGE_SIZE", "paint_gallery", "train_demo"]
 
 IMAGE_SIZE = 32
 GALLERY = 4_096
-GUIDANCE = 1.5
+GUIDANCE = 3.0
 STEPS = 25
 
 
@@ -72,8 +73,9 @@ def train_demo(
     pipeline = ClassConditionalPipeline(vae=vae.cpu(), unet=unet.cpu(), scheduler=denoiser.build_scheduler())
     pipeline.set_progress_bar_config(disable=True)
     painter = root / "painter"
-    pipeline.to(dtype=torch.float16).save_pretrained(painter)
-    pipeline.to(dtype=torch.float32)
+    with quiet_diffusers():
+        pipeline.to(dtype=torch.float16).save_pretrained(painter)
+        pipeline.to(dtype=torch.float32)
     paint_gallery(pipeline.to(place), painter / "gallery.safetensors", gallery, progress=progress)
     write_card(pipeline.to("cpu"), painter, root / "training", _facts(data, images, place))
     return painter
@@ -187,6 +189,6 @@ def _facts(data: str | Path, images: TrainingImages, device: torch.device) -> di
         "classes": images.classes,
         "hardware": where
         if device.type == "cuda"
-        else f"{where}, {torch.get_num_threads()} threads of {os.cpu_count()}",
+        else f"{where}, {torch.get_num_threads()} of {os.cpu_count()} cores",
         "torch": torch.__version__,
     }

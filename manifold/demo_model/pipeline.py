@@ -48,7 +48,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         class_labels: int | Sequence[int],
         *,
         num_inference_steps: int = 25,
-        guidance_scale: float = 1.5,
+        guidance_scale: float = 3.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from manifold.errors import NotFittedError
 if TYPE_CHECKING:
     from .pipeline import ClassConditionalPipeline
 
-__all__ = ["CLASS_NAMES", "MODEL_FOLDER", "load_demo_model"]
+__all__ = ["CLASS_NAMES", "MODEL_FOLDER", "load_demo_model", "quiet_diffusers"]
 
 MODEL_FOLDER = Path(__file__).parent / "painter"
 """A diffusers pipeline folder: model_index.json, vae, unet, scheduler and the model card README.md."""
@@ -42,6 +44,23 @@ def load_demo_model(
         raise NotFittedError(
             f"{folder} holds no diffusers pipeline (no model_index.json); make one with manifold train-demo"
         )
-    pipeline = ClassConditionalPipeline.from_pretrained(str(folder)).to(dtype=dtype)
+    with quiet_diffusers():
+        pipeline = ClassConditionalPipeline.from_pretrained(str(folder), low_cpu_mem_usage=False).to(dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Without diffusers' bars and its advice to install another package."""
+    from diffusers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
