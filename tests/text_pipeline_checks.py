@@ -1,4 +1,4 @@
-"""Recording and teleportation of every text-to-image family; run by test_manifold_text_pipelines.py in a process of its own."""
+"""Recording and teleportation of every text-to-image family; test_manifold_text_pipelines.py runs it in its own process."""
 
 import inspect
 
@@ -42,7 +42,9 @@ def test_recorded_run_is_the_plain_run(family):
     assert torch.equal(recording.output[0], plain)
     assert "step" not in vars(pipeline.scheduler)
     if family == "pixart":  # has the older kind of callback, which may only look
-        pipeline(**call, generator=seeded(), callback=lambda i, t, latents: callback(pipeline, i, t, {"latents": latents}))
+        pipeline(
+            **call, generator=seeded(), callback=lambda i, t, latents: callback(pipeline, i, t, {"latents": latents})
+        )
     else:
         pipeline(**call, generator=seeded(), callback_on_step_end=callback)
     assert recording.timesteps.tolist() == [t for t, _ in seen]

@@ -187,8 +187,6 @@ def _facts(data: str | Path, images: TrainingImages, device: torch.device) -> di
         "data": Path(data).name,
         "images": len(images.labels),
         "classes": images.classes,
-        "hardware": where
-        if device.type == "cuda"
-        else f"{where}, {torch.get_num_threads()} of {os.cpu_count()} cores",
+        "hardware": where if device.type == "cuda" else f"{where}, {torch.get_num_threads()} of {os.cpu_count()} cores",
         "torch": torch.__version__,
     }
