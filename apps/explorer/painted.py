@@ -81,7 +81,7 @@ def teleport_beside(painter: Painter, opened: Opened, order: Order, recording: R
     _numbers(moved, chosen)
     shown = min(len(order.labels), _SHOWN)
     left, right = st.columns(2, gap="medium", wrap=False)
-    whose = "its class" if moved.by_class else "the collection"
+    whose = "its own class" if moved.by_class else "the collection"
     across = min(shown, _A_ROW)
     with left:
         show(
@@ -91,7 +91,7 @@ def teleport_beside(painter: Painter, opened: Opened, order: Order, recording: R
     with right:
         show(
             grid(decode(opened, moved.latents[:shown]), across),
-            f"teleported: {moved.evaluations} evaluations, the steps before replaced by the statistics of {whose}",
+            f"teleported: {moved.evaluations} evaluations, each image moved there by the statistics of {whose}",
         )
     if len(order.labels) > 1:
         _differences(moved, order)
@@ -110,12 +110,13 @@ def _numbers(moved: Moved, chosen: int) -> None:
 
 def _differences(moved: Moved, order: Order) -> None:
     names = [f"{place + 1} {label_name(label)}" for place, label in enumerate(order.labels)]
-    drawn = figure("trajectory, and its class", "RMS difference (sd of the collection)", height=260)
+    drawn = figure("trajectory, and its class", "RMS difference (sd)", height=260)
     drawn.add_bar(x=names, y=moved.differences.tolist(), marker={"color": BLUE})
     drawn.add_hline(y=2**0.5, line={"color": AMBER, "dash": "dot", "width": 1.5})
     show_figure(
         drawn,
-        "How far each image is from that of all steps; the dotted line is where unrelated images would be.",
+        "Distance of each image from that of all steps, in standard deviations (sd) of the collection; at the dotted line "
+        "images are unrelated.",
         {
             "trajectory": list(range(1, len(names) + 1)),
             "class": [label_name(label) for label in order.labels],
