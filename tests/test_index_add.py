@@ -93,7 +93,7 @@ def test_searches_are_those_of_a_workspace_encoded_at_once(grown, rng, question,
 
 
 def test_candidates_of_an_older_basis_are_the_right_ones(tmp_path, rng):
-    """With 3,000 rows the 200 candidates are a choice. Brute force in float64, the metric of `target` as a dense matrix."""
+    """With 3,000 rows the 50 candidates are a choice. Brute force in float64 about the ends, from a dense covariance."""
     basis = np.linalg.qr(rng.standard_normal((48, 48)))[0]
     latents = ((rng.standard_normal((3000, 48)) * 3 / np.arange(1, 49)) @ basis + 0.3).astype(np.float16)
     folder = tmp_path / "vectors"
@@ -108,10 +108,9 @@ def test_candidates_of_an_older_basis_are_the_right_ones(tmp_path, rng):
     x_t = alpha * latents[::150].astype(np.float64) + sigma * rng.standard_normal((20, 48))
     covariance = np.cov(latents.astype(np.float64).T)
     eigvals, eigvecs = (part[..., ::-1] for part in np.linalg.eigh(covariance))
-    eigvals = np.concatenate([eigvals[:24], np.full(24, eigvals[24:].mean())])
-    gain = eigvecs * (alpha**2 * eigvals / (alpha**2 * eigvals + sigma**2)) @ eigvecs.T
-    difference = (x_t / alpha)[:, None] - latents.astype(np.float64)[None]
-    distances = np.linalg.norm(difference @ gain, axis=2)
+    mean = latents.astype(np.float64).mean(0)
+    ends = mean + (x_t - alpha * mean) @ eigvecs * np.sqrt(eigvals / (alpha**2 * eigvals + sigma**2)) @ eigvecs.T
+    distances = np.linalg.norm(ends[:, None] - latents.astype(np.float64)[None], axis=2)
     hits = searcher.search(torch.from_numpy(x_t).float(), alpha, sigma, "target", k=10)
     np.testing.assert_array_equal(hits.ids, np.argsort(distances, axis=1)[:, :10])
     np.testing.assert_allclose(hits.scores, np.sort(distances, axis=1)[:, :10], rtol=1e-4)
@@ -122,7 +121,7 @@ def test_candidates_of_an_older_basis_are_the_right_ones(tmp_path, rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_index_grows_and_shrinks(tmp_path, rng, kind):
-    """All 900 rows find themselves; and their nearest neighbours by brute force among 200 candidates."""
+    """All 900 rows find themselves; and nearly all of their nearest neighbours by brute force."""
     latents = (rng.standard_normal((900, 32)) / np.arange(1, 33) ** 0.5 + 0.2).astype(np.float16)
     folder = tmp_path / "vectors"
     folder.mkdir()
@@ -132,10 +131,10 @@ def test_every_kind_of_index_grows_and_shrinks(tmp_path, rng, kind):
     build_index(root, kind=kind)
     np.save(folder / "a_1.npy", latents[600:])
     add_images(folder, root)
-    _finds(root, latents, 0.99)
+    _finds(root, latents, 0.97)
     left = np.delete(latents, range(100, 400, 3), axis=0)
     remove_images(root, [str(number) for number in range(100, 400, 3)])
-    _finds(root, left, 0.99)
+    _finds(root, left, 0.97)
     card = json.loads((root / "index" / "image.json").read_text())
     assert (card["kind"], card["count"], card["basis"]["count"]) == (kind, 800, 600)
 
