@@ -74,6 +74,7 @@ def execute(notebook: Any) -> Any:
     from nbclient import NotebookClient
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the shipped model is local; nothing may reach for a hub
+    _ignore_warning("IProgress not found")  # tqdm would rather have widgets; the notebooks show no bar
     # The signature is taken before: weights that change during the run must not pass for those that were used.
     signed = signature(notebook)
     client = NotebookClient(
@@ -91,6 +92,13 @@ def execute(notebook: Any) -> Any:
     tidy(notebook)
     notebook.metadata[SIGNATURE] = signed
     return notebook
+
+
+def _ignore_warning(beginning: str) -> None:
+    """Of the kernels to be started, any warning whose message begins so."""
+    filters = [one for one in os.environ.get("PYTHONWARNINGS", "").split(",") if one]
+    if f"ignore:{beginning}" not in filters:
+        os.environ["PYTHONWARNINGS"] = ",".join([*filters, f"ignore:{beginning}"])
 
 
 def tidy(notebook: Any) -> None:
