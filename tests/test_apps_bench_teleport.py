@@ -221,7 +221,7 @@ def test_the_demo_pipeline_and_its_scheduler_come_back(tmp_path):
         reference_steps=6, per_class=True,
     )  # fmt: skip
     assert pipeline.scheduler is scheduler
-    assert found.facts["guidance_scale"] == 1.5
+    assert found.facts["guidance_scale"] == 3.0
     assert len(found.runs) == 2 + 2 + 2
     pipeline.save_pretrained(tmp_path / "model")
     again = open_pipeline(tmp_path / "model", "cpu")
