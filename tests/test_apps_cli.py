@@ -201,17 +201,17 @@ def test_wrong_usage_exits_with_two(workspace):
 
 @pytest.mark.slow
 def test_demo_runs_twice_and_writes_its_pictures(tmp_path):
-    pytest.importorskip("skimage", reason="needs the demo extra")
     for _ in range(2):
         done = manifold("demo", "-w", "demo", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     pictures = sorted(path.name for path in (tmp_path / "demo").glob("*.png"))
     assert pictures == [
+        "anticipation.png",
         "directions.png",
-        "search-endpoint-sigma1.png",
-        "search-source-sigma1.png",
-        "search-target-sigma4.png",
+        "outline-first.png",
+        "retrieval.png",
         "spectrum.png",
+        "teleport.png",
     ]
     for name in pictures:
         assert f"demo/{name}" in done.stdout
