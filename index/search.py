@@ -45,6 +45,8 @@ Question = Literal["source", "target", "endpoint"]
 _LEAST_CANDIDATES = 50
 _ROUGH = 1e-5
 """How far a distance in float32 may be off, as a share of itself and of the query's length."""
+_LARGEST = 1e7
+"""Beyond values and levels like this the squares of distances leave float32."""
 _FILTERS_KEPT = 32
 _BLOCK = 16
 """States in one matrix product."""
@@ -193,6 +195,12 @@ class Searcher:
         finite = flat.isfinite().all(1)
         if not bool(finite.all()):
             raise NonFiniteError(f"state {int(finite.int().argmin())} has NaN or infinity")
+        largest = flat.abs().amax(1)
+        if bool((largest > _LARGEST).any()):
+            raise InputError(
+                f"state {int(largest.argmax())} has values up to {float(largest.max()):.2g}, far beyond any latent; "
+                "check how it is scaled"
+            )
         return flat
 
     def _level(self, name: str, value: Level, n: int) -> Tensor:
@@ -201,8 +209,9 @@ class Searcher:
             raise InputError(
                 f"{name} must be a number or one for each of the {n} states, it has shape {tuple(level.shape)}"
             )
-        if not bool(((level >= 0) & level.isfinite()).all()):
-            raise InputError(f"{name} must be finite and at least 0, it is {level.tolist()}")
+        used = level[level > 0]
+        if not bool((level >= 0).all() and (used >= 1 / _LARGEST).all() and (used <= _LARGEST).all()):
+            raise InputError(f"{name} must be 0 or between {1 / _LARGEST:g} and {_LARGEST:g}, it is {level.tolist()}")
         return level.expand(n)
 
     def _endpoints(self, flat: Tensor, a: Tensor, s: Tensor, predicted: Tensor | None) -> Tensor:

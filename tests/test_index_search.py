@@ -222,7 +222,7 @@ def test_wrong_questions_get_a_sentence(searcher):
         searcher.search(state, question="origin")
     with pytest.raises(InputError, match="k must be at least 1, it is 0"):
         searcher.search(state, k=0)
-    with pytest.raises(InputError, match=r"sigma must be finite and at least 0, it is -1.0"):
+    with pytest.raises(InputError, match=r"sigma must be 0 or between 1e-07 and 1e\+07, it is -1.0"):
         searcher.search(state, 1.0, -1.0)
     with pytest.raises(InputError, match="alpha must be above 0"):
         searcher.search(state, 0.0, 1.0)
@@ -318,3 +318,20 @@ def test_named_questions_beat_the_naive_search_on_cifar(tmp_path):
     assert source > 0.4
     assert naive < 0.02
     assert min(target, endpoint) > 3 * naive
+
+
+@pytest.mark.parametrize(
+    ("scale", "alpha", "sigma"), [(3e38, 1.0, 0.0), (1e9, 1.0, 1.0), (1.0, 1e-300, 1.0), (1.0, 1.0, 1e300)]
+)
+@pytest.mark.parametrize("question", ["source", "target", "endpoint"])
+def test_states_and_levels_beyond_measure_get_a_sentence(searcher, latents, question, scale, alpha, sigma):
+    x_t = torch.full((1, latents.shape[1]), scale)
+    with pytest.raises(InputError, match=r"far beyond any latent|must be 0 or between"):
+        searcher.search(x_t, alpha, sigma, question)
+
+
+@pytest.mark.parametrize("question", ["source", "target", "endpoint"])
+def test_the_largest_states_and_levels_allowed_are_answered(searcher, latents, question):
+    hits = searcher.search(torch.full((1, latents.shape[1]), 1e7), 1e-7, 1e-7, question, k=3)
+    assert np.isfinite(hits.scores).all()
+    assert (hits.ids >= 0).all()
