@@ -84,7 +84,8 @@ def execute(notebook: Any) -> Any:
         record_timing=False,
         resources={"metadata": {"path": str(HERE)}},
     )
-    client.execute()
+    # Whoever calls may have set another backend, as Streamlit does, and pictures would be lost without a word.
+    client.execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if output.get("name") == "stderr":

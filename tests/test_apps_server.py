@@ -779,7 +779,9 @@ def started(root):
     processes = []
 
     def start(*options: str) -> tuple[subprocess.Popen, str]:
-        code = "from manifold_apps.cli import main; main()"
+        # A shell's background jobs inherit SIGINT as ignored.
+        heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        code = f"{heard}; from manifold_apps.cli import main; main()"
         command = [sys.executable, "-c", code, "serve", str(root), "--port", "0", *options]
         environment = {**os.environ, "COLUMNS": "60", "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
