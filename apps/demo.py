@@ -21,7 +21,7 @@ from index.build import build_index
 from index.deposit import deposit_latents, painted_records
 from index.encoders import Encoder, open_encoder
 from index.fit import fit_workspace
-from index.progress import Progress, silent
+from index.progress import Progress, each_step, silent
 from index.search import Searcher
 from manifold.demo_model import CLASS_NAMES, ClassConditionalPipeline, load_demo_model, load_gallery
 from manifold.diagnostics import diagnose
@@ -97,7 +97,7 @@ def run_demo(folder: str | Path, *, progress: Progress = silent) -> list[Picture
         for label in range(len(CLASS_NAMES))
     ]
     pipeline = load_demo_model()
-    fresh = _paint(pipeline, progress)
+    fresh = record(pipeline, **_options(_RECORDED), callback_on_step_end=each_step(progress, "paint", _STEPS))
     pictures.append(
         Picture(root / "outline-first.png", "fresh images being decided, beside the closed form's prediction")
     )
@@ -129,18 +129,6 @@ def _options(count: int) -> dict[str, Any]:
         "guidance_scale": _GUIDANCE,
         "output_type": "latent",
     }
-
-
-def _paint(pipeline: ClassConditionalPipeline, progress: Progress) -> Recording:
-    done = 0
-
-    def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        nonlocal done
-        done += 1
-        progress("paint", done, _STEPS)
-        return {}
-
-    return record(pipeline, **_options(_RECORDED), callback_on_step_end=tell)
 
 
 def _step_near(recording: Recording, ratio: float) -> int:

@@ -14,6 +14,7 @@ pytest.importorskip("plotly", reason="needs the explorer extra")
 
 from PIL import Image
 from streamlit.testing.v1 import AppTest
+from test_apps_explorer import sound
 
 from index.build import build_index
 from index.deposit import deposit_latents, painted_records
@@ -54,12 +55,6 @@ def open_page(name, workspace, recordings=(), **query) -> AppTest:
     for key, value in query.items():
         page.query_params[key] = value
     return sound(page.run())
-
-
-def sound(page: AppTest) -> AppTest:
-    assert not page.exception, page.exception[0].stack_trace
-    assert not page.error, page.error[0].value
-    return page
 
 
 def captions(page: AppTest) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from index.latents import LatentStore
-from index.progress import Progress, silent
+from index.progress import Progress, each_step, silent
 from index.workspace import Workspace
 from manifold.class_flow import ClassFlow
 from manifold.class_moments import ClassMoments
@@ -92,7 +92,9 @@ class Painter:
     def paint(self, order: Order, progress: Progress = silent) -> Recording:
         """The recorded run of an order; `progress` is told of ("paint", steps done, steps). Raises: as `record`."""
         with self._lock:
-            return record(self.pipeline, **order.options(), callback_on_step_end=_told(progress, order.steps))
+            return record(
+                self.pipeline, **order.options(), callback_on_step_end=each_step(progress, "paint", order.steps)
+            )
 
     def move(
         self,
@@ -116,7 +118,11 @@ class Painter:
         flow = ClassFlow(everything, classes, order.labels, order.guidance_scale)
         with self._lock:
             found = teleport(
-                self.pipeline, flow, skip=skip, **order.options(), callback_on_step_end=_told(progress, order.steps)
+                self.pipeline,
+                flow,
+                skip=skip,
+                **order.options(),
+                callback_on_step_end=each_step(progress, "paint", order.steps),
             )
         alpha, sigma = found.start_level
         latents = found.output.images
@@ -144,18 +150,6 @@ class Painter:
         lowest = float(low_sigma / low_alpha)
         near = 0.99 * lowest <= sigma / alpha < lowest
         return (float(low_alpha), float(low_sigma)) if near else (alpha, sigma)
-
-
-def _told(progress: Progress, steps: int) -> Any:
-    done = 0
-
-    def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        nonlocal done
-        done += 1
-        progress("paint", done, steps)
-        return {}
-
-    return tell
 
 
 def is_painted(workspace: Workspace) -> bool:
