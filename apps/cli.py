@@ -515,6 +515,9 @@ def train_demo(
     autoencoder_steps: Annotated[int, typer.Option(help="Steps of 32 images for the autoencoder.")] = 12_000,
     denoiser_steps: Annotated[int, typer.Option(help="Steps of 256 images for the denoiser.")] = 60_000,
     minutes: Annotated[float | None, typer.Option(help="Stop the denoiser after so many minutes.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Folder of a finished model whose denoiser to train on.")
+    ] = None,
     device: DeviceOption = None,
 ) -> None:
     """Train the small latent diffusion model that ships with the project; run again to train on.
@@ -527,7 +530,7 @@ def train_demo(
     with long_work() as progress:
         painter = train(
             data, folder, autoencoder_steps=autoencoder_steps, denoiser_steps=denoiser_steps, minutes=minutes,
-            device=device, progress=progress,
+            start=start, device=device, progress=progress,
         )  # fmt: skip
     out.print(f"{painter}: the model, its card README.md, and a gallery of its pictures")
 

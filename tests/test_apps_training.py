@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,8 @@ from manifold_apps.training.loop import Settings, Trainer, _exponent
 from manifold_apps.training.run import train_demo
 from torch import nn
 
-from manifold.demo_model import load_demo_model, load_gallery
-from manifold.errors import InputError, MismatchError, NonFiniteError
+from manifold.demo_model import MODEL_FOLDER, load_demo_model, load_gallery
+from manifold.errors import InputError, MismatchError, NonFiniteError, NotFittedError
 
 SETTINGS = Settings(batch_size=8, learning_rate=1e-2, warmup_steps=3, plateau_steps=5)
 
@@ -84,6 +85,30 @@ def test_learning_rate_rises_stays_and_falls_with_the_root(tmp_path):
     for run.step in (0, 2, 5, 20, 80):
         rates.append(run._learning_rate() / SETTINGS.learning_rate)
     assert rates == pytest.approx([1 / 3, 1, 1, 0.5, 0.25])
+
+
+def test_finished_weights_go_on_with_their_rate_and_average_after_a_warmup(tmp_path):
+    first = trainer(tmp_path / "first")
+    first.run(20)
+    torch.manual_seed(0)
+    network = nn.Linear(3, 1)
+    network.load_state_dict(first.average.state_dict())
+    on = Trainer(network, line_losses, tmp_path / "on", SETTINGS, "line", steps_before=20)
+    assert on._learning_rate() / SETTINGS.learning_rate == pytest.approx(1 / 3 * 0.5)
+    on.run(21)
+    kept = (1 - 1 / 21) ** (_exponent(SETTINGS.average_width) + 1)
+    expected = kept * first.average.weight + (1 - kept) * on.network.weight.detach()
+    torch.testing.assert_close(on.average.weight, expected)
+    on.run(30)
+    torch.manual_seed(0)
+    again = Trainer(nn.Linear(3, 1), line_losses, tmp_path / "on", SETTINGS, "line")
+    assert again.step == 30
+    again.run(40)
+    unbroken = nn.Linear(3, 1)
+    unbroken.load_state_dict(first.average.state_dict())
+    whole = Trainer(unbroken, line_losses, tmp_path / "whole", SETTINGS, "line", steps_before=20)
+    whole.run(40)
+    assert torch.equal(again.network.weight, whole.network.weight)
 
 
 def test_the_log_counts_steps_and_images(tmp_path):
@@ -181,4 +206,27 @@ def test_training_makes_a_pipeline_that_opens_and_a_gallery_that_can_be_painted_
     torch.testing.assert_close(again[0], gallery.latents[4].float(), rtol=2e-2, atol=2e-2)
     card = (painter / "README.md").read_text()
     assert "24 images of some.parquet" in card
+    assert "256 latents seen" in card
     assert (painter / "samples.png").is_file()
+
+    on = train_demo(
+        tmp_path / "some.parquet", tmp_path / "on", denoiser_steps=5, gallery=6, start=painter, device="cpu"
+    )
+    assert "640 latents seen" in (on / "README.md").read_text()
+    longer = load_demo_model(on)
+    for name, value in pipeline.vae.state_dict().items():
+        assert torch.equal(longer.vae.state_dict()[name], value), name
+    first, last = (each.unet.conv_in.weight for each in (pipeline, longer))
+    assert not torch.equal(first, last)
+
+
+@pytest.mark.slow
+def test_training_on_refuses_other_classes_and_foreign_models(tmp_path):
+    write_labelled(tmp_path / "some.parquet")
+    settings = {"denoiser_steps": 1, "gallery": 1, "device": "cpu"}
+    with pytest.raises(MismatchError, match="paints 10 classes, the images have 3"):
+        train_demo(tmp_path / "some.parquet", tmp_path / "run", start=MODEL_FOLDER, **settings)
+    foreign = shutil.copytree(MODEL_FOLDER, tmp_path / "foreign")
+    (foreign / "training.json").unlink()
+    with pytest.raises(NotFittedError, match=r"no training\.json"):
+        train_demo(tmp_path / "some.parquet", tmp_path / "run", start=foreign, **settings)

@@ -1,8 +1,9 @@
-"""The model card: data, steps, hardware, losses, and grids of samples and reconstructions."""
+"""The model card: data, steps, hardware, losses, and a grid of samples; and the same counts for whoever trains on."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,59 @@ import torch
 from PIL import Image
 
 from manifold.demo_model.pipeline import ClassConditionalPipeline
+from manifold.errors import FormatError, NotFittedError
 from manifold.files import atomic_path
 
-__all__ = ["write_card"]
+__all__ = ["History", "last_losses", "read_history", "write_card"]
+
+_HISTORY = "training.json"
 
 _PER_CLASS = 8
 _SCALE = 2
 
 
-def write_card(pipeline: ClassConditionalPipeline, painter: Path, training: Path, facts: dict[str, Any]) -> None:
-    """Write README.md and samples.png into the pipeline's folder.
+@dataclass(frozen=True)
+class History:
+    """What a finished model has seen: of each network the last line of its log."""
+
+    autoencoder: dict[str, Any]
+    """images, squared_error, kl_nats."""
+    denoiser: dict[str, Any]
+    """images, loss."""
+
+
+def read_history(painter: Path) -> History:
+    """The history beside finished weights.
+
+    Raises: NotFittedError if there is none; FormatError if it cannot be read.
+    """
+    path = painter / _HISTORY
+    if not path.is_file():
+        raise NotFittedError(f"{painter} holds no {_HISTORY}, so it was not made by manifold train-demo; train anew")
+    try:
+        return History(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"{path} cannot be read ({error}); train anew") from error
+
+
+def last_losses(folder: Path) -> dict[str, Any]:
+    """The last line of a network's log: steps, images and mean losses."""
+    return json.loads((folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+
+
+def write_card(pipeline: ClassConditionalPipeline, painter: Path, history: History, facts: dict[str, Any]) -> None:
+    """Write README.md, samples.png and training.json into the pipeline's folder.
 
     Arguments
         pipeline: in float32.
         painter: its folder, saved.
-        training: the training folder, with `autoencoder/losses.jsonl` and `denoiser/losses.jsonl`.
+        history: what the networks have seen.
         facts: data, images, classes, hardware, torch.
     """
     _save(_samples(pipeline), painter / "samples.png")
-    seen, painted = _last(training / "autoencoder"), _last(training / "denoiser")
+    seen, painted = history.autoencoder, history.denoiser
+    with atomic_path(painter / _HISTORY) as path:
+        path.write_text(json.dumps(asdict(history), indent=2) + "\n", encoding="utf-8")
     millions = {
         name: sum(value.numel() for value in getattr(pipeline, name).parameters()) / 1e6 for name in ("vae", "unet")
     }
@@ -83,7 +118,3 @@ def _save(grid: np.ndarray, path: Path) -> None:
         picture.resize((columns * width * _SCALE, rows * height * _SCALE), Image.Resampling.NEAREST).save(
             temporary, format="PNG"
         )
-
-
-def _last(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "losses.jsonl").read_text().splitlines()[-1])

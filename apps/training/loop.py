@@ -55,6 +55,8 @@ class Trainer:
         folder: state.safetensors (everything needed to continue) and losses.jsonl.
         settings: must be those of the earlier part of a resumed run.
         name: the stage told to progress.
+        steps_before: steps that made the weights `network` comes with. The optimiser's own state is not kept with finished
+            weights, so it begins anew, with a warm-up; learning rate and average go on from there.
 
     Raises: MismatchError if the folder holds a run with other settings.
     """
@@ -66,16 +68,22 @@ class Trainer:
         folder: Path,
         settings: Settings,
         name: str,
+        *,
+        steps_before: int = 0,
     ) -> None:
         self.network = network
         self.losses = losses
         self.folder = folder
         self.settings = settings
         self.name = name
-        self.step = 0
+        self.step = self._began = steps_before
         self.average = copy.deepcopy(network).requires_grad_(False)
         self._optimizer = torch.optim.AdamW(
-            network.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+            network.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         if self._state_path.is_file():
             self._resume()
@@ -111,13 +119,16 @@ class Trainer:
             for key, value in found.items():
                 sums[key] = sums.get(key, 0.0) + float(value.detach())
             counted += 1
-            if self.step % 100 == 0 or self.step == steps:
+            if self.step % 100 == 0:
                 self._log({key: value / counted for key, value in sums.items()})
                 sums, counted = {}, 0
                 progress(self.name, self.step, steps)
             if time.monotonic() - saved > save_every_s:
                 self.save()
                 saved = time.monotonic()
+        if counted:
+            self._log({key: value / counted for key, value in sums.items()})
+        progress(self.name, self.step, max(steps, self.step))
         self.save()
 
     def save(self) -> None:
@@ -129,7 +140,7 @@ class Trainer:
                 tensors[f"optimizer.{key}.{names[id(parameter)]}"] = state[key].cpu()
         tensors |= {f"network.{name}": value.cpu() for name, value in self.network.state_dict().items()}
         tensors |= {f"average.{name}": value.cpu() for name, value in self.average.state_dict().items()}
-        metadata = {"step": str(self.step), "settings": json.dumps(asdict(self.settings))}
+        metadata = {"step": str(self.step), "began": str(self._began), "settings": json.dumps(asdict(self.settings))}
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         save_tensors(self._state_path, {key: value.contiguous() for key, value in tensors.items()}, metadata)
@@ -145,17 +156,17 @@ class Trainer:
         for prefix, module in (("network.", self.network), ("average.", self.average)):
             own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             module.load_state_dict(own)
-        self.step = int(metadata["step"])
+        self.step, self._began = int(metadata["step"]), int(metadata["began"])
         for name, parameter in self.network.named_parameters():
             self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.step)),
+                "step": torch.tensor(float(self.step - self._began)),
                 "exp_avg": tensors[f"optimizer.exp_avg.{name}"].to(parameter),
                 "exp_avg_sq": tensors[f"optimizer.exp_avg_sq.{name}"].to(parameter),
             }
 
     def _learning_rate(self) -> float:
         settings = self.settings
-        rising = min((self.step + 1) / settings.warmup_steps, 1.0)
+        rising = min((self.step - self._began + 1) / settings.warmup_steps, 1.0)
         return settings.learning_rate * rising / max(self.step / settings.plateau_steps, 1.0) ** 0.5
 
     @torch.no_grad()

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from index.progress import Progress, silent
 from manifold.demo_model.pipeline import ClassConditionalPipeline
-from manifold.demo_model.weights import quiet_diffusers
+from manifold.demo_model.weights import load_demo_model, quiet_diffusers
+from manifold.errors import MismatchError
 from manifold.files import load_tensors, save_tensors
 
 from . import autoencoder, denoiser
-from .card import write_card
+from .card import History, last_losses, read_history, write_card
 from .images import TrainingImages, load_training_images
 from .loop import Trainer
 
@@ -43,6 +44,7 @@ def train_demo(
     denoiser_steps: int = 60_000,
     minutes: float | None = None,
     gallery: int = GALLERY,
+    start: str | Path | None = None,
     device: str | None = None,
     progress: Progress = silent,
 ) -> Path:
@@ -55,21 +57,39 @@ def train_demo(
         autoencoder_steps, denoiser_steps: steps of 32 and of 256 images.
         minutes: stop the denoiser after so long, whatever its steps.
         gallery: images to paint.
+        start: folder of a finished model to train on from: its autoencoder is kept, its denoiser goes on from where it was.
         device: such as cuda; a CUDA device if there is one, unless given.
         progress: told of every stage.
 
     Returns: the pipeline's folder.
 
-    Raises: InputError (no labels, no images); MismatchError (the folder holds a run with other settings).
+    Raises: InputError (no labels, no images); MismatchError (the folder holds a run with other settings); NotFittedError
+        (`start` holds no model that this program made).
 
     Cost: on one core of a server CPU with bfloat16 units 150 images a second for the autoencoder and 260 for the denoiser.
     """
     root = Path(folder)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     images = load_training_images(data, IMAGE_SIZE, progress=progress)
-    vae = _train_autoencoder(images, root / "training" / "autoencoder", autoencoder_steps, place, progress)
-    latents = _latents(vae, images, root / "training" / "latents.safetensors")
-    unet = _train_denoiser(latents, images, root / "training" / "denoiser", denoiser_steps, minutes, place, progress)
+    training = root / "training"
+    earlier = None if start is None else load_demo_model(start)
+    before = None if start is None else read_history(Path(start))
+    if earlier is None:
+        vae = _train_autoencoder(images, training / "autoencoder", autoencoder_steps, place, progress)
+    else:
+        vae = quick_attention(earlier.vae).to(place)
+    latents = _latents(vae, images, training / "latents.safetensors")
+    unet = _train_denoiser(
+        latents,
+        images,
+        training / "denoiser",
+        denoiser_steps,
+        minutes,
+        place,
+        progress,
+        network=None if earlier is None else earlier.unet,
+        steps_before=0 if before is None else before.denoiser["images"] // denoiser.SETTINGS.batch_size,
+    )
     pipeline = ClassConditionalPipeline(vae=vae.cpu(), unet=unet.cpu(), scheduler=denoiser.build_scheduler())
     pipeline.set_progress_bar_config(disable=True)
     painter = root / "painter"
@@ -77,7 +97,11 @@ def train_demo(
         pipeline.to(dtype=torch.float16).save_pretrained(painter)
         pipeline.to(dtype=torch.float32)
     paint_gallery(pipeline.to(place), painter / "gallery.safetensors", gallery, progress=progress)
-    write_card(pipeline.to("cpu"), painter, root / "training", _facts(data, images, place))
+    history = History(
+        autoencoder=last_losses(training / "autoencoder") if before is None else before.autoencoder,
+        denoiser=last_losses(training / "denoiser"),
+    )
+    write_card(pipeline.to("cpu"), painter, history, _facts(data, images, place))
     return painter
 
 
@@ -115,14 +139,24 @@ def _train_denoiser(
     minutes: float | None,
     device: torch.device,
     progress: Progress,
+    *,
+    network: Any | None,
+    steps_before: int,
 ) -> Any:
     torch.manual_seed(0)
-    network = quick_attention(denoiser.build_denoiser(images.classes)).to(device)
+    if network is None:
+        network = denoiser.build_denoiser(images.classes)
+    elif network.config.num_class_embeds != images.classes + 1:
+        raise MismatchError(
+            f"the model to train on from paints {network.config.num_class_embeds - 1} classes, the images have "
+            f"{images.classes}; give images of the same classes"
+        )
+    network = quick_attention(network).requires_grad_(True).to(device)
     settings = denoiser.SETTINGS
     losses = denoiser.denoiser_losses(
         latents.means, latents.widths, images.labels.repeat(2), images.classes, settings.batch_size
     )
-    trainer = Trainer(network, losses, folder, settings, "denoiser")
+    trainer = Trainer(network, losses, folder, settings, "denoiser", steps_before=steps_before)
     trainer.run(steps, minutes=minutes, progress=progress)
     return trainer.average.eval()
 
