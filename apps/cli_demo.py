@@ -1,0 +1,76 @@
+"""The commands around the model that ships with the project: demo, train-demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_options import (
+    DeviceOption,
+)
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the `manifold` command."""
+    app.command(name="demo")(demo)
+    app.command(name="train-demo")(train_demo)
+
+
+def demo(
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", metavar="DIR", help="Folder for the demo's files and pictures.")
+    ] = Path("demo-out"),
+) -> None:
+    """Tell the whole story on the small model that ships with the project, and write pictures to look at.
+
+    Example: manifold demo -w demo-out
+    """
+    from .console import long_work, out
+    from .demo import run_demo
+    from .describe import describe_workspace, description_table
+
+    with long_work() as progress:
+        pictures = run_demo(workspace, progress=progress)
+    out.print(description_table(describe_workspace(workspace / "workspace")))
+    out.print("\nLook at:")
+    for picture in pictures:
+        out.print(f"  {picture.path}\n      {picture.what}", soft_wrap=True)
+    example = f"manifold search {workspace / 'workspace'} --row 100 --sigma 2 --sheet out.png"
+    out.print(f"\nThen try: {example}", soft_wrap=True)
+
+
+def train_demo(
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", metavar="IMAGES", help="Labelled images, such as CIFAR-10 as parquet with a column `label`."
+        ),
+    ],
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the training state and the finished model.")
+    ] = Path("demo-model"),
+    autoencoder_steps: Annotated[int, typer.Option(help="Steps of 32 images for the autoencoder.")] = 12_000,
+    denoiser_steps: Annotated[int, typer.Option(help="Steps of 256 images for the denoiser.")] = 60_000,
+    minutes: Annotated[float | None, typer.Option(help="Stop the denoiser after so many minutes.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Folder of a finished model whose denoiser to train on.")
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Train the small latent diffusion model that ships with the project; run again to train on.
+
+    Example: manifold train-demo --data cifar10-train.parquet -o demo-model
+    """
+    from .console import long_work, out
+    from .training.run import train_demo as train
+
+    with long_work() as progress:
+        painter = train(
+            data, folder, autoencoder_steps=autoencoder_steps, denoiser_steps=denoiser_steps, minutes=minutes,
+            start=start, device=device, progress=progress,
+        )  # fmt: skip
+    out.print(f"{painter}: the model, its card README.md, and a gallery of its pictures")

@@ -1,0 +1,76 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = [
+    "BatchOption",
+    "ColumnOption",
+    "CropOption",
+    "DeviceOption",
+    "DtypeOption",
+    "EncoderOption",
+    "ImagesArgument",
+    "JsonOption",
+    "ModeOption",
+    "RankOption",
+    "RejectsOption",
+    "SeedOption",
+    "ShardOption",
+    "SizeOption",
+    "TileOption",
+    "WorkersOption",
+    "WorkspaceArgument",
+    "WorkspaceOption",
+]
+
+WorkspaceArgument = Annotated[Path, typer.Argument(metavar="WS", help="Folder of the workspace.")]
+WorkspaceOption = Annotated[
+    Path, typer.Option("--workspace", "-w", metavar="WS", help="Folder of the workspace to make or continue.")
+]
+ImagesArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGES",
+        help="Folder of images, webdataset shards (braces allowed), parquet, saved Hugging Face dataset, or embeddings.",
+    ),
+]
+EncoderOption = Annotated[
+    str,
+    typer.Option(help="`pixels`, `demo-vae`, or a diffusers autoencoder: a local folder or a hub id (pipelines too)."),
+]
+ColumnOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column with the images, for tables that have several.")
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(help="Side of the square image in pixels. [default: 64 for pixels, 32 for demo-vae, else 512]"),
+]
+CropOption = Annotated[
+    Literal["center", "squash"], typer.Option(help="Cut the middle square, or distort the whole image.")
+]
+ModeOption = Annotated[Literal["mode", "sample"], typer.Option(help="Mode of the posterior, or a seeded sample.")]
+DtypeOption = Annotated[
+    Literal["float32", "float16", "bfloat16"], typer.Option(help="What the autoencoder computes in.")
+]
+TileOption = Annotated[int | None, typer.Option(help="Encode in tiles of this side in pixels, for very large images.")]
+DeviceOption = Annotated[str | None, typer.Option(help="Such as cuda or cpu. [default: cuda if there is one]")]
+BatchOption = Annotated[
+    int | None, typer.Option(help="Images per forward pass. [default: about a million pixels' worth]")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Decoding processes; 0 decodes in this one. [default: cores - 1]")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of posterior samples.")]
+RejectsOption = Annotated[
+    float, typer.Option(help="Stop when more than this share of the collection cannot be used, 0 to 1.")
+]
+ShardOption = Annotated[
+    int | None, typer.Option(help="Rows per shard. [default: as many as fill 64 MiB, at most 2,048]")
+]
+RankOption = Annotated[int | None, typer.Option(help="Eigenpairs to keep. [default: all up to d = 4,096, above 1,024]")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

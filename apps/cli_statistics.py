@@ -1,0 +1,75 @@
+"""The commands that measure a collection: fit, merge-stats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .cli_options import (
+    RankOption,
+    WorkspaceArgument,
+)
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the `manifold` command."""
+    app.command(name="fit")(fit)
+    app.command(name="merge-stats")(merge_stats)
+
+
+def fit(
+    workspace: WorkspaceArgument,
+    model: Annotated[
+        Literal["auto", "full", "lowrank", "stationary"] | None,
+        typer.Option(
+            help="Covariance model; auto compares them on rows left out. [default: full up to d = 4,096, then lowrank]"
+        ),
+    ] = None,
+    rank: RankOption = None,
+    precision: Annotated[
+        Literal["fast", "exact"], typer.Option(help="float32 products summed in float64, or float64 throughout.")
+    ] = "fast",
+    drift: Annotated[
+        Path | None, typer.Option(metavar="OTHER", help="Then compare with the statistics of another workspace.")
+    ] = None,
+) -> None:
+    """Estimate mean and covariance of the latents, and say how far to trust them.
+
+    Example: manifold fit ws --model auto
+    """
+    from index.fit import fit_workspace, judge_workspace
+
+    from .console import long_work, out
+
+    with long_work() as progress:
+        fitted = fit_workspace(workspace, model=model, rank=rank, precision=precision, progress=progress)
+    out.print(
+        f"fitted {fitted.count:,} latents of {fitted.d:,} values: total variance {fitted.total_variance:,.4g}, "
+        f"{fitted.k:,} eigenvalues"
+    )
+    if "selection" in fitted.metadata:
+        out.print(fitted.metadata["selection"])
+    out.print(judge_workspace(workspace))
+    if drift is not None:
+        from .drift import compare_workspaces, drift_table
+
+        out.print(drift_table(compare_workspaces(workspace, drift)))
+
+
+def merge_stats(
+    workspaces: Annotated[list[Path], typer.Argument(metavar="WS...", help="Fitted workspaces, or moments files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Moments file to write.")],
+) -> None:
+    """Merge the exact moments of several collections, as if they had been one.
+
+    Example: manifold merge-stats ws-a ws-b -o all.safetensors
+    """
+    from .console import out
+    from .merge import merge_statistics
+
+    moments = merge_statistics(workspaces, output)
+    out.print(f"merged {moments.count:,} latents of {moments.d:,} values into {output}")
