@@ -126,6 +126,13 @@ def sentences(found: TeleportBench) -> list[str]:
                     if run is not None
                     else f"{name}: every start measured cost something"
                 )
+                within = [run.seeds_change for run in found.recommended(sampler, count, statistics)]
+                changes = [change for change in within if change is not None]
+                if changes:
+                    told.append(
+                        f"{name}: starts within the published range change the Frechet distance to other seeds by "
+                        f"{min(changes):+.2g} to {max(changes):+.2g}, the choice of seeds by {by['seeds_chance_sd']:.2g}"
+                    )
     return told
 
 

@@ -72,11 +72,7 @@ def _by_evaluations(axis: Any, found: TeleportBench, sampler: str, value: str) -
     plain = [run for count in counts if (run := found.plain(sampler, count)) is not None]
     _line(axis, plain, "evaluations", value, sampler, "-", _NAMES[sampler])
     for statistics in found.facts["statistics"]:
-        late = []
-        for count in counts:
-            chosen = [run for run in found.chosen("evaluations", sampler, statistics) if run.evaluations == count]
-            if chosen:
-                late.append(min(chosen, key=lambda run: run.error))
+        late = [run for count in counts if (run := found.gain(sampler, count, statistics)) is not None]
         style, label = _STYLES[statistics]
         _line(axis, late, "evaluations", value, sampler, style, f"{_NAMES[sampler]}, {label}")
 

@@ -119,6 +119,22 @@ class TeleportBench:
             found = run
         return found
 
+    def recommended(self, sampler: str, steps: int, statistics: str = "all") -> list[Run]:
+        """Runs of this many steps that started within the published range, the earliest start first.
+
+        `seeds_change` of each against `seeds_chance_sd` says whether the start cost more than the choice of seeds does.
+        """
+        low, high = self.facts["published_start"]
+        cut = [
+            run for run in self.chosen("steps", sampler, statistics) if run.steps == steps and low <= run.start <= high
+        ]
+        return sorted(cut, key=lambda run: -run.start)
+
+    def gain(self, sampler: str, evaluations: int, statistics: str = "all") -> Run | None:
+        """Of the late starts at equally many evaluations the one with the least error."""
+        runs = [run for run in self.chosen("evaluations", sampler, statistics) if run.evaluations == evaluations]
+        return min(runs, key=lambda run: run.error, default=None)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         runs = [{**asdict(run), "share": run.share} for run in self.runs]

@@ -97,6 +97,26 @@ def test_where_the_closed_form_is_exact_it_only_helps(bench):
     assert bench.facts["published_start"][0] == pytest.approx(PUBLISHED[0] * math.sqrt(bench.facts["lambda_1"]))
 
 
+def test_recommended_starts_are_those_within_the_published_range(bench):
+    low, high = bench.facts["published_start"]
+    within = [run for run in bench.chosen("steps", "ddim") if low <= run.start <= high]
+    assert within
+    assert bench.recommended("ddim", 10) == sorted(within, key=lambda run: run.saved)
+    everywhere = replace(bench, facts={**bench.facts, "published_start": [0.0, 1e9]})
+    assert [run.saved for run in everywhere.recommended("ddim", 10)] == [2, 5]
+    assert bench.recommended("ddim", 11) == []
+    worst = max(run.seeds_change for run in within)
+    told = [line for line in sentences(bench) if line.startswith("ddim, 10 steps: starts within the published range")]
+    assert f"{worst:+.2g}, the choice of seeds by {bench.yardsticks['seeds_chance_sd']:.2g}" in told[0]
+
+
+def test_the_gain_is_that_of_the_least_error(bench):
+    errors = {run.start: run.error for run in bench.chosen("evaluations", "dpm") if run.evaluations == 5}
+    assert len(errors) == 2
+    assert bench.gain("dpm", 5).error == min(errors.values())
+    assert bench.gain("dpm", 6) is None
+
+
 def test_figures_equal_those_made_by_hand(bench, root):
     manifold = GaussianManifold.load(root / "stats" / "stats.safetensors")
     pipeline = exact(root)
