@@ -1,9 +1,11 @@
 """The closed form against the matrix products it needs, against inverting a matrix per level, and the other denoisers.
 
-Run: python benchmarks/closed_form.py [--images cifar10-train.parquet] [--large]
+Run: python benchmarks/closed_form.py [--images cifar10-train.parquet] [--large] [--threads 2]
 
 64 states by 50 noise levels, x_t and x0_hat at each. The yardstick is the bare matrix products of the same run, ours and
-theirs in turn, medians. The basis of the timing at d = 16,384 (--large, 4 GiB of memory, some minutes) is a random matrix:
+theirs in turn, medians: one to the eigen-coordinates, `rank` back from them, and one that combines these, as in
+manifold/filter_bank.py. `one_by_one` is how many times longer the 2 x 50 products of filtering level by level take. The
+basis of the timing at d = 16,384 (--large, 4 GiB of memory, some minutes) is a random matrix:
 time does not depend on orthonormality, values are tested elsewhere. The inverse there is extrapolated from d = 3072 by the
 cubic law, and marked so. Inverting gives x0_hat only, ours x_t as well.
 
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ from torch import Tensor
 from manifold.certified import CertifiedEmpiricalDenoiser
 from manifold.covariance import FullCovariance, LowRankCovariance
 from manifold.empirical import EmpiricalDenoiser
+from manifold.filter_bank import filter_factors
 from manifold.gaussian import GaussianManifold
 from manifold.mixture import GaussianMixture
 
@@ -39,23 +43,20 @@ def main() -> None:
         "--images", type=Path, help="parquet with an `image` column of encoded images, such as CIFAR-10"
     )
     parser.add_argument("--large", action="store_true", help="d = 16,384 too")
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    trajectories = [closed_form(3072, 3072, repeats=9), closed_form(3072, 256, repeats=9)]
+    trajectories = [closed_form(3072, k, dtype, 7) for k in (3072, 256) for dtype in (torch.float32, torch.float64)]
     if options.large:
-        trajectories += [closed_form(16_384, 1024, repeats=3), closed_form(16_384, 16_384, repeats=1)]
-    inverse_s = {dtype: one_inverse(3072, dtype) for dtype in (torch.float32, torch.float64)}
+        trajectories += [closed_form(16_384, 1024, torch.float32, 3), closed_form(16_384, 16_384, torch.float32, 1)]
+    inverse_s = {str(dtype)[6:]: one_inverse(3072, dtype) for dtype in (torch.float32, torch.float64)}
     for row in trajectories:
         measured = row["d"] == 3072
         growth = LEVELS if measured else LEVELS * (row["d"] / 3072) ** 3
-        row["inverses_f32_s"], row["inverses_f64_s"] = (
-            growth * inverse_s[torch.float32],
-            growth * inverse_s[torch.float64],
-        )
+        row["inverses_s"] = growth * inverse_s[row["type"]]
         row["inverses_are"] = "measured" if measured else "extrapolated (d^3)"
-        row["faster_f32"] = row["inverses_f32_s"] / row["ours_s"]
-        row["faster_f64"] = row["inverses_f64_s"] / row["ours_s"]
+        row["faster"] = row["inverses_s"] / row["ours_s"]
     show_dicts(f"closed form: {STATES} states x {LEVELS} levels, x_t and x0_hat at each", trajectories)
     accuracy = [precision()]
     show_dicts("relative error of x0_hat in float32, variances 200 to 1e-4", accuracy)
@@ -84,25 +85,55 @@ def in_turn(first: Callable[[], object], second: Callable[[], object], repeats: 
     return median(times[0]), median(times[1])
 
 
-def closed_form(d: int, k: int, repeats: int) -> dict[str, object]:
-    basis = torch.randn(d, k) / d**0.5 if d > 4096 else torch.linalg.qr(torch.randn(d, k)).Q.contiguous()
-    eigvals, mean = torch.logspace(2, -2, k), torch.randn(d)
+def closed_form(d: int, k: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    basis = torch.randn(d, k, dtype=dtype) / d**0.5
+    if d <= 4096:
+        basis = torch.linalg.qr(basis).Q.contiguous()
+    eigvals, mean = torch.logspace(2, -2, k, dtype=dtype), torch.randn(d, dtype=dtype)
     model = FullCovariance(mean, eigvals, basis) if k == d else LowRankCovariance(mean, eigvals, basis, 1e-3)
     manifold = GaussianManifold(model)
-    x_s = torch.randn(STATES, d)
-    theta = torch.linspace(1.55, 0.02, LEVELS)
+    x_s = torch.randn(STATES, d, dtype=dtype)
+    theta = torch.linspace(1.55, 0.02, LEVELS, dtype=dtype)
+    rank = parts_needed(model, x_s, theta.cos(), theta.sin())
 
     def ours() -> None:
         manifold.trajectory(x_s, 0.0, 1.0, theta.cos(), theta.sin())
 
-    filtered = torch.randn(2 * LEVELS * STATES, k)
+    filtered, filtered_all = (torch.randn(one * STATES, k, dtype=dtype) for one in (rank, 2 * LEVELS))
+    parts, mixing = torch.randn(rank + 1, STATES * d, dtype=dtype), torch.randn(2 * LEVELS, rank + 1, dtype=dtype)
 
     def products() -> None:
         x_s @ basis
         filtered @ basis.T
+        if rank < 2 * LEVELS:
+            mixing @ parts
 
     ours_s, products_s = in_turn(ours, products, repeats)
-    return {"d": d, "k": k, "ours_s": ours_s, "products_s": products_s, "ratio": ours_s / products_s}
+    one_by_one_s, _ = in_turn(lambda: filtered_all @ basis.T, lambda: None, min(repeats, 3))
+    return {
+        "d": d,
+        "k": k,
+        "type": str(dtype)[6:],
+        "rank": rank,
+        "ours_s": ours_s,
+        "products_s": products_s,
+        "ratio": ours_s / products_s,
+        "one_by_one": one_by_one_s / ours_s,
+    }
+
+
+def parts_needed(model: LowRankCovariance, x_s: Tensor, alphas: Tensor, sigmas: Tensor) -> int:
+    """The rank that `filter_bank` finds for these states, whose start is pure noise."""
+    a, s = alphas.double()[:, None], sigmas.double()[:, None]
+    variances = model.eigvals.double()
+    energy = (x_s @ model.eigvecs).double().square()
+    outside = model.d - model.k
+    if outside:
+        variances = torch.cat([variances, model.tail_var.double()[None]])
+        energy = torch.cat([energy, x_s.double().square().sum(1, keepdim=True) - energy.sum(1, keepdim=True)], 1)
+    now = (a**2 * variances + s**2).sqrt()
+    factors = filter_factors(torch.cat([now, a * variances / now]), energy, outside, x_s.dtype)
+    return 2 * LEVELS if factors is None else factors[0].shape[1]
 
 
 def one_inverse(d: int, dtype: torch.dtype) -> float:

@@ -301,7 +301,8 @@ class GaussianManifold:
 
         Returns: Trajectory, each part (L, *x_s.shape). Raises: as `solve`.
 
-        Cost: one product of (n, d) by (d, k) and 2 L of (n, k) by (k, d); see `manifold.trajectory`.
+        Cost: one product of (n, d) by (d, k), and for 50 levels about 20 of (n, k) by (k, d) in float32 and 40 in
+            float64 instead of 2 L, without loss; see `manifold.filter_bank`.
         """
         a, s = self._levels(x_s, alpha_s, sigma_s)
         alphas, sigmas = (torch.as_tensor(one, dtype=a.dtype, device=a.device) for one in (alphas, sigmas))

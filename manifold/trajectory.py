@@ -1,10 +1,12 @@
 """Whole trajectories of a Gaussian probability flow, and the plane in which they turn.
 
-Every point of a trajectory is a filter of the same coefficients c = V^T (x_s - alpha_s mu), so all levels share the first
-matrix product and differ by one gain each:
+Every point of a trajectory is a filter of the same coordinates u = V^T (x_s - alpha_s mu) / sqrt(v_s), which would be white
+noise if the model were true:
 
-    x_t    = alpha_t mu + V diag(sqrt(v_t / v_s)) c                     v = alpha^2 lambda + sigma^2
-    x0_hat = mu + V diag(alpha_t lambda / sqrt(v_t v_s)) c
+    x_t    = alpha_t mu + V diag(sqrt(v_t)) u                     v = alpha^2 lambda + sigma^2
+    x0_hat = mu + V diag(alpha_t lambda / sqrt(v_t)) u
+
+The 2 L filters are so much alike that far fewer products with V make all of them: see `manifold.filter_bank`.
 
 Measured trajectories of a pipeline, to lay beside these, come from `record` (see `manifold.recording`).
 
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from .covariance import CovarianceModel
 from .errors import ShapeError
+from .filter_bank import filter_bank
 from .recording import Recording, record
 from .states import safe_ratio
 
@@ -62,20 +65,24 @@ def trajectory(
 
     Raises: ShapeError if the levels are not two lists of one length.
 
-    Cost: one product of (n, d) by (d, k) and 2 L of (n, k) by (k, d); 2 L n d values, and as many more on the way.
+    Cost: as `filter_bank` of 2 L filters; 2 L n d values.
     """
     if alphas.ndim != 1 or alphas.shape != sigmas.shape:
         raise ShapeError(
             f"alphas and sigmas must be two lists of one length, they are {tuple(alphas.shape)} and {tuple(sigmas.shape)}"
         )
-    a_t, s_t = alphas.to(deviation)[:, None, None], sigmas.to(deviation)[:, None, None]
+    a_t, s_t = (one.to(deviation.device, torch.float64)[:, None] for one in (alphas, sigmas))
 
-    def gains(v: Tensor) -> Tensor:
-        start, now = a_s**2 * v + s_s**2, a_t**2 * v + s_t**2
-        return torch.cat([safe_ratio(now, start).sqrt(), safe_ratio(a_t * v, (now * start).sqrt())])
+    def filters(v: Tensor) -> Tensor:
+        now = (a_t**2 * v + s_t**2).sqrt()
+        return torch.cat([now, safe_ratio(a_t * v, now)])
 
-    moved, predicted = covariance.apply(gains, deviation).chunk(2)
-    return Trajectory(moved.add_(a_t * covariance.mean), predicted.add_(covariance.mean))
+    def start(v: Tensor) -> Tensor:
+        before = (a_s**2 * v + s_s**2).sqrt()
+        return safe_ratio(torch.ones_like(before), before)
+
+    shares = torch.cat([a_t[:, 0], torch.ones_like(a_t[:, 0])])
+    return Trajectory(*filter_bank(covariance, filters, start, deviation, shares).chunk(2))
 
 
 def sensitivity(covariance: CovarianceModel, a_s: Tensor, s_s: Tensor, a_t: Tensor, s_t: Tensor) -> Tensor:
