@@ -28,6 +28,7 @@ from manifold.errors import InputError
 from manifold.gaussian import GaussianManifold
 from manifold.teleport import FlowSolver
 
+from .clip_embedding import latent_embedder
 from .seeded_runs import Sampler, SeededRuns, open_pipeline
 from .teleport_scores import Scored, Scorer, TeleportBench
 
@@ -54,6 +55,7 @@ def bench_teleport(
     prompts: Sequence[str] = (),
     labelled: bool = True,
     per_class: bool = False,
+    clip: str | None = None,
     batch_size: int = 50,
     device: str | None = None,
     progress: Progress = silent,
@@ -71,16 +73,20 @@ def bench_teleport(
         reference_steps: of DDIM, even; its error is estimated by half of them.
         guidance_scale, prompts, labelled, batch_size: see `SeededRuns`.
         per_class: measure the statistics of each image's class too, combined as guidance combines (`ClassFlow`).
+        clip: CLIP model, as `index.clip.open_clip_model` takes it, for Frechet distances in its space too; the pictures are
+            decoded by the workspace's autoencoder.
         progress: told of ("paint", network evaluations done, in all).
 
     Raises: InputError for options out of range, or per_class without whole-number labels; NotFittedError; MismatchError if
-        workspace and model do not belong together; what opening the model raises.
+        workspace and model do not belong together; MissingExtraError for clip without open_clip; what opening the models
+        raises.
 
     Cost: seeds times the evaluations of all runs and 2.5 times `reference_steps`; guided ones ask the network twice.
     """
     _require(seeds, samplers, evaluations, starts, steps, skips, reference_steps)
     opened = Workspace.open(workspace)
     manifold = load_manifold(opened)
+    embed = None if clip is None else latent_embedder(opened, clip, device=device)
     pipeline = open_pipeline(model, device) if model is None or isinstance(model, str | Path) else model
     runs = SeededRuns(
         pipeline, manifold.d, guidance_scale=guidance_scale, prompts=prompts, labelled=labelled, batch_size=batch_size,
@@ -105,7 +111,7 @@ def bench_teleport(
     mine, others = range(seeds), range(seeds, 2 * seeds)
     reference = runs.paint("ddim", reference_steps, mine)
     other = runs.paint("ddim", reference_steps, others)
-    scorer = Scorer(reference, other, manifold, scale)
+    scorer = Scorer(reference, other, manifold, scale, embed)
     rough = runs.paint("ddim", reference_steps // 2, mine)
 
     def measured(one: tuple[Sampler, int, int], statistics: str) -> Scored:
@@ -128,7 +134,7 @@ def bench_teleport(
         "workspace": opened.root.name, "model": _name(model, pipeline), "seeds": seeds, "rows": len(opened.latents),
         "samplers": list(samplers), "evaluations": list(evaluations), "steps": list(steps), "statistics": list(solvers),
         "reference_steps": reference_steps, "guidance_scale": runs.guidance_scale, "labelled": labelled,
-        "lambda_1": scale**2, "deviation": scorer.deviation,
+        "clip": clip, "lambda_1": scale**2, "deviation": scorer.deviation,
         "frechet_directions": scorer.directions, "frechet_variance": scorer.variance_kept,
         "published_start": [bound * scale for bound in PUBLISHED],
     }  # fmt: skip

@@ -45,6 +45,12 @@ def bench_teleport(
     ] = None,
     no_class: Annotated[bool, typer.Option("--no-class", help="Ask a class-conditional model for no class.")] = False,
     per_class: Annotated[bool, typer.Option("--per-class", help="Measure the statistics of each class too.")] = False,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Frechet distances in the space of this CLIP model too; needs the extra `clip`."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images a call.")] = 50,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu. [default: cuda if there is one]")] = None,
     figure: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the curves.")] = None,
@@ -63,8 +69,8 @@ def bench_teleport(
             workspace, model, seeds=seeds, samplers=_words(sampler), evaluations=_numbers("--evaluations", evaluations, int),
             starts=_numbers("--start", start, float), steps=_numbers("--steps", steps, int),
             skips=_numbers("--skip", skip, float), reference_steps=reference_steps, guidance_scale=guidance_scale,
-            prompts=prompt or (), labelled=not no_class, per_class=per_class, batch_size=batch_size, device=device,
-            progress=progress,
+            prompts=prompt or (), labelled=not no_class, per_class=per_class, clip=clip, batch_size=batch_size,
+            device=device, progress=progress,
         )  # fmt: skip
     if figure is not None:
         plot_teleport(found, figure)
@@ -79,23 +85,24 @@ def bench_teleport(
 
 def tables(found: TeleportBench) -> list[Table]:
     """The two comparisons, plain runs among the first."""
-    equal = _table("At equal network evaluations", "of plain")
-    steps = _table("At a fixed number of steps, the first left out", "of all steps")
+    with_clip = found.facts["clip"] is not None
+    equal = _table("At equal network evaluations", "of plain", with_clip)
+    steps = _table("At a fixed number of steps, the first left out", "of all steps", with_clip)
     for sampler in found.facts["samplers"]:
         for count in sorted(set(found.facts["evaluations"])):
             plain = found.plain(sampler, count)
             assert plain is not None
-            equal.add_row(*_cells(plain))
+            equal.add_row(*_cells(plain, with_clip))
             for run in _of(found, "evaluations", sampler):
                 if run.evaluations == count:
-                    equal.add_row(*_cells(run))
+                    equal.add_row(*_cells(run, with_clip))
         for count in sorted(set(found.facts["steps"])):
             plain = found.plain(sampler, count)
             assert plain is not None
-            steps.add_row(*_cells(plain))
+            steps.add_row(*_cells(plain, with_clip))
             for run in _of(found, "steps", sampler):
                 if run.steps == count:
-                    steps.add_row(*_cells(run))
+                    steps.add_row(*_cells(run, with_clip))
     return [table for table in (equal, steps) if table.row_count]
 
 
@@ -115,6 +122,11 @@ def sentences(found: TeleportBench) -> list[str]:
         f"{by['seeds_chance_sd']:.2g}; to the data: the reference {by['data_reference']:.4g}, rows of the data "
         f"{by['data_chance']:.4g} +- {by['data_chance_sd']:.2g}",
     ]
+    if facts["clip"] is not None:
+        told.append(
+            f"the same to other seeds in the space of {facts['clip']}: the reference itself {by['clip_reference']:.4g}, by "
+            f"chance {by['clip_chance']:.4g} +- {by['clip_chance_sd']:.2g}"
+        )
     for sampler in facts["samplers"]:
         for count in facts["steps"]:
             for statistics in facts["statistics"]:
@@ -141,7 +153,7 @@ def _of(found: TeleportBench, comparison: str, sampler: str) -> list[Run]:
     return sorted(every, key=lambda run: (run.statistics, -run.start))
 
 
-def _table(title: str, rival: str) -> Table:
+def _table(title: str, rival: str, with_clip: bool) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
@@ -149,13 +161,13 @@ def _table(title: str, rival: str) -> Table:
     table.add_column("moved by")
     for name in (
         "evaluations", "saved", "start", "in sqrt(l1)", "error", f"error {rival}", "as plain", "Frechet seeds", "data",
-        "variance",
+        *(("in CLIP",) if with_clip else ()), "variance",
     ):  # fmt: skip
         table.add_column(name, justify="right")
     return table
 
 
-def _cells(run: Run) -> list[str]:
+def _cells(run: Run, with_clip: bool) -> list[str]:
     plain = run.comparison == "plain"
     return [
         run.sampler if plain else "",
@@ -167,10 +179,15 @@ def _cells(run: Run) -> list[str]:
         f"{run.error:.3g}",
         "" if run.ratio is None else f"{run.ratio:.2f} ({run.ratio_low:.2f} to {run.ratio_high:.2f})",
         "" if run.equals_plain is None else f"{run.equals_plain:.1f}",
-        f"{run.seeds:.4g}" + ("" if run.seeds_change is None else f" ({run.seeds_change:+.2g})"),
+        _distance(run.seeds, run.seeds_change),
         f"{run.data:.4g}",
+        *((_distance(run.clip, run.clip_change),) if with_clip else ()),
         f"{run.variance:.3f}",
     ]
+
+
+def _distance(value: float | None, change: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" + ("" if change is None else f" ({change:+.2g})")
 
 
 def _words(text: str) -> list[Any]:

@@ -3,12 +3,14 @@
     error    RMS of (run - reference), over the reference's own standard deviation; two seeds are about 1.41 apart
     seeds    squared Frechet distance, in latent space, of the runs from reference samples of other seeds
     data     the same from the Gaussian of the workspace's encoded images
+    clip     that from the reference samples of other seeds, in the space of a CLIP model that sees the decoded pictures
     variance total variance of the runs over the reference's; hasty runs lose some
 
 each beside what chance makes of it: the spread over random halves of reference samples, over random rows of the workspace,
 and the reference's own error, as the difference from half as many steps.
 
-Frechet distances are taken in the leading directions of the data, one for ten seeds. In all directions of a latent there
+Frechet distances are taken in the leading directions, one for ten seeds: those of the data, and in CLIP's space those of
+the reference samples of other seeds. In all directions of a latent there
 are too few seeds: the bias (`manifold.frechet`) is then larger than what is looked for, and falls with the variance of the
 runs, so that runs which have lost variance would seem the better ones.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,6 +50,7 @@ class Run:
         error, low, high: relative RMS error and its 95 % interval over seeds.
         ratio, ratio_low, ratio_high: error over that of the rival, paired seed by seed; None for a plain run.
         seeds, data: Frechet distances. seeds_change: of `seeds` from the rival's.
+        clip, clip_change: as `seeds` and `seeds_change`, in CLIP's space; None without a CLIP model.
         variance: total variance over the reference's.
         equals_plain: evaluations that the plain sampler takes to the same error, where they are in the measured range.
     """
@@ -70,6 +73,8 @@ class Run:
     ratio_low: float | None = None
     ratio_high: float | None = None
     seeds_change: float | None = None
+    clip: float | None = None
+    clip_change: float | None = None
     equals_plain: float | None = None
 
     @property
@@ -86,7 +91,8 @@ class TeleportBench:
         runs: plain ones first.
         facts: seeds, lambda_1, the published start in these latents' sigma / alpha, guidance_scale, reference_steps, ...
         yardsticks: reference_error (of the reference itself), other_seed_error, and of the Frechet distances the
-            reference's own (`seeds_reference`, `data_reference`) and mean and deviation by chance (`seeds_chance`, ...).
+            reference's own (`seeds_reference`, `data_reference`) and mean and deviation by chance (`seeds_chance`, ...);
+            the same of `clip` where it was measured.
     """
 
     runs: tuple[Run, ...]
@@ -162,6 +168,7 @@ class Scorer:
     Arguments
         reference: (n, d), of the seeds that are run. other: (m, d), of other seeds.
         manifold: the Gaussian of the data, with eigenvectors. scale: sqrt(lambda_1).
+        embed: latents (n, d) to CLIP's embeddings, where distances are wanted there too.
 
     Attributes
         directions: leading ones that Frechet distances are taken in, with `variance_kept` of the data's variance.
@@ -169,7 +176,14 @@ class Scorer:
     Raises: MismatchError if the reference is one point.
     """
 
-    def __init__(self, reference: Tensor, other: Tensor, manifold: GaussianManifold, scale: float) -> None:
+    def __init__(
+        self,
+        reference: Tensor,
+        other: Tensor,
+        manifold: GaussianManifold,
+        scale: float,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.reference, self.other, self.scale = reference.double(), other.double(), scale
         k = self.directions = min(max(len(reference) // 10, 1), manifold.k)
         self.basis, eigvals = manifold.eigvecs[:, :k].double().cpu(), manifold.eigvals[:k].double().cpu()
@@ -180,6 +194,12 @@ class Scorer:
             raise MismatchError("the reference samples are all the same; the model does not depend on its noise")
         self.deviation = math.sqrt(float(self.reference.var(0).mean()))
         self.weights = bootstrap_weights(len(reference), 1000) / len(reference)
+        self._embed = embed
+        if embed is not None:
+            seen = embed(other).double()
+            leading = torch.linalg.svd(seen - seen.mean(0), full_matrices=False).Vh[: self.directions].T
+            self._to_clip = lambda painted: embed(painted).double() @ leading
+            self._clip_other = seen @ leading
 
     def to_seeds(self, painted: Tensor) -> float:
         """Squared Frechet distance to the other seeds, in the leading directions."""
@@ -188,6 +208,10 @@ class Scorer:
     def to_data(self, painted: Tensor) -> float:
         """The same to the data."""
         return frechet_distance(painted.double() @ self.basis, self.data)
+
+    def to_clip(self, painted: Tensor) -> float | None:
+        """The same as `to_seeds`, in CLIP's space; None without a CLIP model."""
+        return None if self._embed is None else frechet_distance(self._to_clip(painted), self._clip_other)
 
     def squared(self, painted: Tensor) -> Tensor:
         """Mean squared error of each seed, (n,)."""
@@ -204,7 +228,7 @@ class Scorer:
         run = Run(
             comparison="plain", sampler=sampler, statistics=statistics, steps=steps, evaluations=steps - first,
             saved=first, start=ratio, start_relative=ratio / self.scale, error=self.rms(squared), low=low, high=high,
-            seeds=self.to_seeds(painted), data=self.to_data(painted),
+            seeds=self.to_seeds(painted), data=self.to_data(painted), clip=self.to_clip(painted),
             variance=float(painted.double().var(0).sum() / self.reference.var(0).sum()),
         )  # fmt: skip
         return Scored(run, squared)
@@ -216,7 +240,9 @@ class Scorer:
         curve = sorted((one.run.evaluations, one.run.error) for one in plain if one.run.sampler == scored.run.sampler)
         changed = {
             "comparison": comparison, "ratio": float(ratio), "ratio_low": low, "ratio_high": high,
-            "seeds_change": scored.run.seeds - rival.run.seeds, "equals_plain": _evaluations_for(scored.run.error, curve),
+            "seeds_change": scored.run.seeds - rival.run.seeds,
+            "clip_change": None if scored.run.clip is None or rival.run.clip is None else scored.run.clip - rival.run.clip,
+            "equals_plain": _evaluations_for(scored.run.error, curve),
         }  # fmt: skip
         return Run(**{**asdict(scored.run), **changed})
 
@@ -224,7 +250,7 @@ class Scorer:
         """See `TeleportBench`; `rough` is the reference in half as many steps, `rows` are sets of the data's own."""
         split = split_frechet(torch.cat([self.reference, self.other]) @ self.basis)
         data = torch.tensor([self.to_data(one) for one in rows], dtype=torch.float64)
-        return {
+        found = {
             "reference_error": self.rms(self.squared(rough)),
             "other_seed_error": self.rms(self.squared(self.other)),
             "seeds_reference": self.to_seeds(self.reference),
@@ -234,6 +260,15 @@ class Scorer:
             "data_chance": float(data.mean()),
             "data_chance_sd": float(data.std()),
         }
+        clip = self.to_clip(self.reference)
+        if clip is not None:
+            chance = split_frechet(torch.cat([self._to_clip(self.reference), self._clip_other]))
+            found |= {
+                "clip_reference": clip,
+                "clip_chance": float(chance.mean()),
+                "clip_chance_sd": float(chance.std()),
+            }
+        return found
 
 
 def _interval(values: Tensor) -> tuple[float, float]:

@@ -44,13 +44,14 @@ def main() -> None:
     parser.add_argument(
         "--per-class", action=argparse.BooleanOptionalAction, default=True, help="statistics of classes too"
     )
+    parser.add_argument("--clip", metavar="MODEL", help="Frechet distances in the space of this CLIP model too")
     options = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
         root = options.workspace or made(Path(folder), options.images, options.model)
         found = bench_teleport(
             root, options.model, seeds=options.seeds, starts=options.starts, steps=options.steps, reference_steps=100,
-            guidance_scale=options.guidance_scale, per_class=options.per_class,
+            guidance_scale=options.guidance_scale, per_class=options.per_class, clip=options.clip,
         )  # fmt: skip
     print_tables(found)
     print_gains(found)
@@ -72,7 +73,7 @@ def made(folder: Path, images: Path, model: Path) -> Path:
 def print_tables(found: TeleportBench) -> None:
     columns = [
         "sampler", "moved by", "evaluations", "saved", "start / sqrt(l1)", "error", "of plain", "low", "high", "as plain",
-        "Frechet seeds", "data", "variance",
+        "Frechet seeds", "data", "in CLIP", "variance",
     ]  # fmt: skip
     for comparison, counts, title in (
         (
@@ -128,7 +129,7 @@ def cells(run: Run) -> list[object]:
     return [
         run.sampler, "plain" if plain else run.statistics, run.evaluations, run.saved,
         "" if plain else run.start_relative, run.error, *(("",) * 3 if plain else (run.ratio, run.ratio_low, run.ratio_high)),
-        run.equals_plain or "", run.seeds, run.data, run.variance,
+        run.equals_plain or "", run.seeds, run.data, "" if run.clip is None else run.clip, run.variance,
     ]  # fmt: skip
 
 

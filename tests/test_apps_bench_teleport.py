@@ -110,6 +110,40 @@ def test_recommended_starts_are_those_within_the_published_range(bench):
     assert f"{worst:+.2g}, the choice of seeds by {bench.yardsticks['seeds_chance_sd']:.2g}" in told[0]
 
 
+def test_frechet_distances_in_the_space_of_clip(root, monkeypatch):
+    """With an embedding that is a rotation of the latents the distance is that of two sets of latents, taken by hand."""
+    rotation = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    seen = []
+
+    def embedder(workspace, clip, device=None):
+        assert clip == "stand-in"
+
+        def embed(latents):
+            seen.append(latents.double())
+            return (latents.double() @ rotation).float()
+
+        return embed
+
+    monkeypatch.setattr("manifold_apps.bench_teleport.latent_embedder", embedder)
+    bench = bench_teleport(
+        root, exact(root), seeds=24, samplers=["ddim"], evaluations=(5,), starts=(1,), steps=(), skips=(),
+        reference_steps=20, batch_size=12, clip="stand-in",
+    )  # fmt: skip
+    other, plain = seen[0], seen[1]
+    cov = np.cov(other.numpy().T)
+    leading = torch.from_numpy(np.linalg.eigh(cov)[1][:, ::-1][:, :2].copy())  # one direction for ten seeds
+    assert bench.runs[0].comparison == "plain"
+    assert bench.runs[0].clip == pytest.approx(frechet_distance(plain @ leading, other @ leading), rel=1e-4)
+    moved = bench.chosen("evaluations", "ddim")[0]
+    assert moved.clip_change == pytest.approx(moved.clip - bench.runs[0].clip)
+    assert bench.yardsticks["clip_chance_sd"] > 0
+    shown = StringIO()
+    for table in tables(bench):
+        Console(file=shown, width=250).print(table)
+    assert "in CLIP" in shown.getvalue()
+    assert any("in the space of stand-in" in line for line in sentences(bench))
+
+
 def test_the_gain_is_that_of_the_least_error(bench):
     errors = {run.start: run.error for run in bench.chosen("evaluations", "dpm") if run.evaluations == 5}
     assert len(errors) == 2
