@@ -132,6 +132,8 @@ class SeededRuns:
         """Steps of the run whose last `evaluations` begin nearest to sigma / alpha = `start`, by its logarithm."""
         best, distance = evaluations, float("inf")
         for steps in range(evaluations, int(self._config.num_train_timesteps) + 1):
+            if not self._possible(sampler, steps):
+                continue
             ratio = float(self.ratios(sampler, steps)[steps - evaluations])
             away = abs(float(torch.tensor(ratio / start).log()))
             if away < distance:
@@ -176,6 +178,12 @@ class SeededRuns:
                 self._done += (steps - first) * len(batch)
                 self.progress("paint", self._done, max(self._planned, self._done))
         return torch.cat(painted)
+
+    def _possible(self, sampler: Sampler, steps: int) -> bool:
+        """Whether diffusers has a run of so many steps: for some, trailing spacing makes one timestep too many, -1."""
+        scheduler = self._scheduler(sampler)
+        scheduler.set_timesteps(steps)
+        return float(scheduler.timesteps.min()) >= 0
 
     def _scheduler(self, sampler: Sampler) -> Any:
         import diffusers

@@ -151,6 +151,23 @@ def test_the_gain_is_that_of_the_least_error(bench):
     assert bench.gain("dpm", 6) is None
 
 
+def test_numbers_of_steps_that_diffusers_cannot_space_are_passed_over(root):
+    """For some numbers of trailing steps diffusers makes one timestep too many, -1."""
+    runs = SeededRuns(exact(root), D)
+    impossible = []
+    for steps in range(20, 80):
+        scheduler = diffusers.DDIMScheduler(**TRAILING)
+        scheduler.set_timesteps(steps)
+        if scheduler.timesteps.min() < 0:
+            impossible.append(steps)
+    assert impossible, "diffusers has mended it: `_possible` can go"
+    with pytest.raises(InputError, match="timestep must lie between"):
+        runs.ratios("ddim", impossible[0])
+    for start in np.geomspace(0.5, 40, 12):
+        for sampler in ("ddim", "dpm", "unipc"):
+            assert runs.longer_run(sampler, 15, start) not in impossible
+
+
 def test_figures_equal_those_made_by_hand(bench, root):
     manifold = GaussianManifold.load(root / "stats" / "stats.safetensors")
     pipeline = exact(root)
