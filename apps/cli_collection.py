@@ -87,7 +87,7 @@ def run(
 ) -> None:
     """Encode, fit and index in one go; for more options run the three one by one.
 
-    Example: manifold run photos/ -w ws --size 64
+    Example: manifold run photos/ -w ws --size 32
     """
     from .console import long_work, out
     from .describe import describe_workspace, description_table

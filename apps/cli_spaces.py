@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command()(clip)
     app.command(name="clip-search")(clip_search)
     app.command(name="clip-compare")(clip_compare)
+    app.command(name="clip-trajectory")(clip_trajectory)
 
 
 def map_(
@@ -150,3 +151,38 @@ def clip_compare(
         print(json.dumps(found.to_dict(), indent=2))
     else:
         out.print(comparison_text(found))
+
+
+def clip_trajectory(
+    workspace: _Workspace,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Pipeline's folder or hub id. [default: the model that ships with the project]"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Generations to follow, at least 2.")] = 40,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 25,
+    k: Annotated[int, typer.Option("-k", help="Length of neighbour lists.")] = 10,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="For models that paint from text; repeat for several.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="MODEL", help="Where the CLIP model lies now, if it moved.")
+    ] = None,
+    device: _Device = None,
+    as_json: _Json = False,
+) -> None:
+    """Follow generations in CLIP's space: how early the final image's neighbours are there, beside two nulls.
+
+    Example: manifold clip-trajectory ws --model painter --seeds 20
+    """
+    from .clip_trajectory import follow_clip
+    from .console import long_work, out
+
+    with long_work() as progress:
+        found = follow_clip(
+            workspace, model, seeds=seeds, steps=steps, k=k, prompts=prompt or (), clip=clip, device=device, progress=progress
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        out.print(found.table())

@@ -32,6 +32,8 @@ Written by `{REGENERATE}`; change the commands, not this page.
 `manifold --debug COMMAND` shows the traceback of an error, `manifold COMMAND --help` what stands here. Results go to standard
 output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.
 """
+_HUB = re.compile(r"--(?:encoder|clip) [\w.-]+/[\w.-]+")
+_MARK = "<!-- needs a download: in the tests a small model of that name stands in -->"
 _DEFAULT = re.compile(r"\s*\[default: (.*?)\]\s*$")
 
 
@@ -61,7 +63,8 @@ def _section(name: str, command: Any, kinds: Mapping[str, Any]) -> str:
     lines = [f"## manifold {name}", "", purpose, "", "```text", " ".join(usage), "```", ""]
     for paragraph in rest:
         example = paragraph.removeprefix("Example: ")
-        lines += [paragraph, ""] if example == paragraph else ["```sh", example, "```", ""]
+        marked = [_MARK] if _HUB.search(example) else []
+        lines += [paragraph, ""] if example == paragraph else [*marked, "```sh", example, "```", ""]
     if arguments:
         lines += ["| argument | |", "|---|---|"]
         lines += [f"| `{_argument_name(one)}` | {_cell(one.help or '')} |" for one in arguments]

@@ -33,6 +33,7 @@ COMMANDS = [
     "clip",
     "clip-search",
     "clip-compare",
+    "clip-trajectory",
     "report",
     "bench-teleport",
 ]

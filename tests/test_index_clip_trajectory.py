@@ -45,6 +45,9 @@ def test_overlaps_are_those_of_sets(searcher, path):
         np.testing.assert_allclose(found.to_final[step], shared)
         shared = [len(set(a) & set(b)) / 6 for a, b in zip(lists[step], latent_ids[step], strict=True)]
         np.testing.assert_allclose(found.between_spaces[step], shared)
+        for number in range(3):
+            rest = [len(set(lists[step][number]) & set(lists[-1][one])) / 6 for one in range(3) if one != number]
+            np.testing.assert_allclose(found.to_others[step, number], np.mean(rest))
     assert found.chance == 6 / 40
     assert (found.to_final[-1] == 1).all()
     assert found.to_final[0].mean() < found.to_final[3].mean()
@@ -56,6 +59,7 @@ def test_the_final_images_may_be_others(searcher, path):
     found = trajectory_overlap(searcher, path[:2], 4, final=path[-1])
     assert found.between_spaces is None
     np.testing.assert_array_equal(found.to_final, trajectory_overlap(searcher, path, 4).to_final[:2])
+    assert trajectory_overlap(searcher, path[:, :1], 4).to_others is None, "one trajectory has no others"
 
 
 def test_what_does_not_fit_is_refused(searcher, path):

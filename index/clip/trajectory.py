@@ -1,10 +1,12 @@
 """How a generation finds its neighbours: CLIP's lists for the predicted target at each step, against those of the end.
 
     to_final(s, i)       = |C_k(x0_hat at step s) & C_k(final image)| / k
+    to_others(s, i)      = the same with the final images of the other trajectories, on average
     between_spaces(s, i) = |C_k(x0_hat at step s) & L_k(state at step s)| / k
 
-C are neighbours in CLIP, L those that the latent search names at the same step. Chance is k / n. Before the first step that
-rises above it, the outline that CLIP sees says nothing yet of where the generation ends.
+C are neighbours in CLIP, L those that the latent search names at the same step. Lists drawn at random share k / n; lists of
+CLIP share more, since a few images are in many of them, and `to_others` says how much. Before the first step that rises above
+it, what CLIP sees says nothing yet of where this generation ends.
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ class TrajectoryOverlap:
 
     to_final: np.ndarray
     """(steps, n): share of the final image's neighbours already there."""
+    to_others: np.ndarray | None
+    """(steps, n): the null, share of the other final images' neighbours that are there; None for a single trajectory."""
     between_spaces: np.ndarray | None
     """(steps, n): share of neighbours that the latent search names too; None without its lists."""
     cosine_to_final: np.ndarray
     """(steps, n): cosine of the step's embedding with the final one."""
     chance: float
+    """k / n, of lists drawn at random."""
 
 
 def trajectory_overlap(
@@ -53,7 +58,7 @@ def trajectory_overlap(
 
     Raises: ShapeError; InputError for k out of range; what `ClipSearcher.by_image` raises.
 
-    Cost: one forward pass and one search an image.
+    Cost: one forward pass and one search an image; n^2 k^2 comparisons a step for the null.
     """
     if images.ndim != 5 or not len(images):
         raise ShapeError(f"images must be (steps, n, H, W, 3) with a step at least, they are {images.shape}")
@@ -67,13 +72,22 @@ def trajectory_overlap(
         raise ShapeError(f"there must be a final image for each of {n} trajectories, there are {len(ends)}")
     target = searcher.embed(ends)
     wanted = searcher.by_vector(target, k).ids
-    to_final, cosines, between = np.empty((steps, n)), np.empty((steps, n)), np.empty((steps, n))
+    to_final, to_others, cosines, between = (np.empty((steps, n)) for _ in range(4))
     for step in range(steps):
         vectors = searcher.embed(images[step])
         ids = searcher.by_vector(vectors, k).ids
         to_final[step] = neighbour_overlap(ids, wanted, k)
+        if n > 1:
+            others = [neighbour_overlap(ids, np.roll(wanted, shift, axis=0), k) for shift in range(1, n)]
+            to_others[step] = np.mean(others, axis=0)
         cosines[step] = (vectors * target).sum(1).numpy()
         if latent_ids is not None:
             between[step] = neighbour_overlap(ids, latent_ids[step, :, :k], k)
     chance = k / len(searcher.store)
-    return TrajectoryOverlap(to_final, between if latent_ids is not None else None, cosines, chance)
+    return TrajectoryOverlap(
+        to_final=to_final,
+        to_others=to_others if n > 1 else None,
+        between_spaces=between if latent_ids is not None else None,
+        cosine_to_final=cosines,
+        chance=chance,
+    )
