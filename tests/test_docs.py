@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -140,22 +139,6 @@ def test_the_block_that_needs_a_download_runs_with_a_small_pipeline(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "35 of 50"
     assert (tmp_path / "fox.png").is_file()
-
-
-def shell_lines(text: str) -> list[str]:
-    found = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    return [line.split(" #")[0].strip() for block in found for line in block.splitlines()]
-
-
-def test_shell_lines_name_commands_and_options_that_exist():
-    """Parsed by the command itself, without running."""
-    group = typer.main.get_command(app)
-    lines = [line for text in PAGES.values() for line in shell_lines(text) if line.startswith("manifold ")]
-    assert len(lines) > 20
-    for line in lines:
-        _, name, *arguments = shlex.split(line)
-        assert name in group.commands, line
-        group.commands[name].make_context(name, arguments)
 
 
 def test_the_command_reference_is_fresh():
