@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +87,9 @@ def test_errors_are_one_sentence(workspace, tmp_path):
         search_clip(workspace, "a.png", text="words")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("open_clip") is not None, reason="open_clip is installed here")
-def test_without_open_clip_the_command_names_the_pip_line(workspace):
+def test_without_open_clip_the_command_names_the_pip_line(workspace, tmp_path, monkeypatch):
+    (tmp_path / "open_clip.py").write_text("raise ImportError('not installed')")  # also where it is
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     for arguments in (("clip", workspace, "--clip", "ViT-B-32/openai"), ("clip-search", workspace, "--text", "a car")):
         fails(manifold(*arguments), "pip install 'latent-manifold[clip]'")
 
