@@ -11,6 +11,7 @@ upper triangle, in full float32 whatever TF32 setting is in force.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Mapping
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from .errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError
 from .files import load_tensors, save_tensors
-from .rows import as_rows, first_bad_row
-from .scatter import Scratch, add_outer, add_rows, add_scatter, center, mirror
+from .rows import as_rows, first_bad_row, largest_modulus
+from .scatter import Scratch, add_outer, add_rows, add_scatter, column_mean, column_squares, mirror
 
 __all__ = ["Moments", "Precision"]
 
@@ -50,9 +51,9 @@ class Moments:
 
     Raises: InputError if the scatter matrix cannot fit into the machine's memory.
 
-    Cost: n d^2 multiply-adds, half of a general product's; 8 d^2 bytes, and in `fast` up to 16 384 d more for the
-    product of a chunk and twice a chunk for its operands. Exact, one pass. A chunk of 8192 rows (4096 above d = 4096 on
-    the CPU) waits in memory.
+    Cost: n d^2 multiply-adds, half of a general product's, and little else: see benchmarks/moments.py. Memory: 8 d^2
+    bytes, of which the lower half is not touched before `covariance`; a chunk of 8192 rows of the type they came in; and
+    up to 20 000 d bytes for the product of a chunk and its operands. Exact, one pass.
 
     Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
 
@@ -61,6 +62,9 @@ class Moments:
     >>> moments.count, moments.mean.tolist(), moments.covariance().tolist()
     (2, [1.0, 3.0], [[2.0, 4.0], [4.0, 8.0]])
     """
+
+    chunk_rows = 8192
+    """Rows multiplied at once: work of the order of d^2 comes once a chunk, so chunks are long."""
 
     def __init__(self, d: int, *, precision: Precision = "fast", device: torch.device | str | None = None) -> None:
         if d < 1:
@@ -72,14 +76,14 @@ class Moments:
             _require_memory(d)
         self.d = d
         self.precision: Precision = precision
-        # Work of the order of d^2 comes once a chunk, so chunks are long; where rows are, memory asks for less.
-        self.chunk_rows = 4096 if self.device.type == "cpu" else 8192
         self._done = 0  # rows inside _mean and _scatter
         self._mean = torch.zeros(d, dtype=torch.float64, device=self.device)
         self._scatter = _untouched_zeros(d, self.device)
         self._scratch = Scratch()
         self._waiting = 0  # rows inside _buffer
-        self._buffer = self._new_buffer(_PRODUCT_TYPE[precision])
+        self._peak = 0.0  # largest modulus among them
+        self._memory: dict[torch.dtype, Tensor] = {}
+        self._buffer = self._room(torch.float16)  # of the widest type among them
 
     @property
     def count(self) -> int:
@@ -93,7 +97,7 @@ class Moments:
             raise NotFittedError("the mean needs at least one row, none came; call update first")
         if self._waiting == 0:
             return self._mean.clone()
-        waiting = center(self._buffer[: self._waiting].clone())
+        waiting = column_mean(self._buffer[: self._waiting])
         return self._mean + (waiting - self._mean) * (self._waiting / self.count)
 
     def update(self, batch: Tensor | np.ndarray) -> None:
@@ -106,21 +110,20 @@ class Moments:
             with NaN or infinity.
         """
         rows = as_rows(batch, self.d)
-        bad = first_bad_row(rows)
-        if bad is not None:
+        peak = largest_modulus(rows)
+        if not math.isfinite(peak):
+            bad = first_bad_row(rows) or 0
             raise NonFiniteError(
                 f"rows must be finite, row {bad} of this batch (row {self.count + bad} of the stream) holds NaN or "
                 "infinity; remove it or encode it again"
             )
-        if rows.dtype == torch.float64 and self._buffer.dtype == torch.float32:
-            narrow = self._buffer
-            self._buffer = self._new_buffer(torch.float64)
-            self._buffer[: self._waiting] = narrow[: self._waiting]
         start = 0
         while start < len(rows):
+            self._widen(rows.dtype)
             stop = min(start + self.chunk_rows - self._waiting, len(rows))
             self._buffer[self._waiting : self._waiting + stop - start].copy_(rows[start:stop])
             self._waiting += stop - start
+            self._peak = max(self._peak, peak)
             start = stop
             if self._waiting == self.chunk_rows:
                 self.flush()
@@ -131,8 +134,8 @@ class Moments:
         Later updates start a new chunk, so their last bits differ from those of a stream that was not interrupted.
         """
         if self._waiting:
-            self._absorb(self._buffer[: self._waiting], _PRODUCT_TYPE[self.precision])
-            self._waiting = 0
+            self._absorb(self._buffer[: self._waiting], self._peak, self.precision)
+            self._waiting, self._peak, self._buffer = 0, 0.0, self._room(torch.float16)
 
     def merge(self, other: Moments) -> None:
         """Take in the rows of another accumulator, which stays as it is.
@@ -154,8 +157,7 @@ class Moments:
             add_scatter(self._scatter, other._scatter.to(self.device))
             self._join(other._mean.to(self.device), other._done)
         if other._waiting:
-            rows = other._buffer[: other._waiting].to(self.device, copy=True)
-            self._absorb(rows, _PRODUCT_TYPE[other.precision])
+            self._absorb(other._buffer[: other._waiting].to(self.device), other._peak, other.precision)
 
     def covariance(self, ddof: int = 1) -> Tensor:
         """Covariance of all rows, sum (x - mean)(x - mean)^T / (n - ddof).
@@ -167,11 +169,11 @@ class Moments:
         self._require_rows(ddof)
         matrix = self._scatter.clone()
         if self._waiting:
-            rows = self._buffer[: self._waiting].clone()
-            delta = center(rows) - self._mean
-            add_rows(matrix, rows, _PRODUCT_TYPE[self.precision], self._scratch)
+            rows = self._buffer[: self._waiting]
+            mean = column_mean(rows)
+            add_rows(matrix, rows, mean, self._peak, _PRODUCT_TYPE[self.precision], self._scratch)
             if self._done:
-                add_outer(matrix, self._done * self._waiting / self.count, delta)
+                add_outer(matrix, self._done * self._waiting / self.count, mean - self._mean)
         matrix /= self.count - ddof
         return mirror(matrix)
 
@@ -183,9 +185,10 @@ class Moments:
         self._require_rows(ddof)
         total = self._scatter.diagonal().clone()
         if self._waiting:
-            rows = self._buffer[: self._waiting].clone()
-            delta = center(rows) - self._mean
-            total += rows.double().square().sum(0) + self._done * self._waiting / self.count * delta.square()
+            rows = self._buffer[: self._waiting]
+            mean = column_mean(rows)
+            between = self._done * self._waiting / self.count * (mean - self._mean).square()
+            total += column_squares(rows, mean) + between
         return total / (self.count - ddof)
 
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -227,8 +230,22 @@ class Moments:
         moments.update(tensors["waiting"])  # also restores the type of rows that wait
         return moments, metadata
 
-    def _new_buffer(self, dtype: torch.dtype) -> Tensor:
-        return torch.empty(self.chunk_rows, self.d, dtype=dtype, device=self.device)
+    def _widen(self, dtype: torch.dtype) -> None:
+        """Let the rows that wait be of a type that holds those to come as well."""
+        wide = torch.promote_types(dtype, self._buffer.dtype)
+        if wide != self._buffer.dtype:
+            narrow, self._buffer = self._buffer, self._room(wide)
+            self._buffer[: self._waiting] = narrow[: self._waiting]
+
+    def _room(self, dtype: torch.dtype) -> Tensor:
+        """Memory for a chunk of rows; it takes none until used."""
+        if dtype not in self._memory:
+            shape = (self.chunk_rows, self.d)
+            if self.device.type == "cpu":  # NumPy asks for large pages, which are quicker to touch
+                self._memory[dtype] = torch.from_numpy(np.empty(shape, f"f{dtype.itemsize}"))
+            else:
+                self._memory[dtype] = torch.empty(shape, dtype=dtype, device=self.device)
+        return self._memory[dtype]
 
     def _require_rows(self, ddof: int) -> None:
         if self.count <= max(ddof, 0):
@@ -237,10 +254,10 @@ class Moments:
                 "call update with more"
             )
 
-    def _absorb(self, rows: Tensor, product: torch.dtype) -> None:
-        """Join a chunk of rows, which are centred in place."""
-        mean = center(rows)
-        add_rows(self._scatter, rows, product, self._scratch)
+    def _absorb(self, rows: Tensor, peak: float, precision: Precision) -> None:
+        """Join a chunk of rows."""
+        mean = column_mean(rows)
+        add_rows(self._scatter, rows, mean, peak, _PRODUCT_TYPE[precision], self._scratch)
         self._join(mean, len(rows))
 
     def _join(self, mean: Tensor, count: int) -> None:

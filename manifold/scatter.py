@@ -1,6 +1,9 @@
 """Scatter matrices: sums of outer products of centred rows, upper triangle only.
 
 The triangle below the diagonal is never read; what it holds is of no meaning until `mirror`.
+
+Rows are centred on their way into the operands of the product, a few at a time, so that whatever happens to a value
+happens while it is in cache: at d = 3072 a pass of all rows through memory costs a fiftieth of the product.
 """
 
 from __future__ import annotations
@@ -15,126 +18,155 @@ from torch import Tensor
 
 from .errors import NonFiniteError
 
-__all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "center", "mirror"]
+__all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "column_squares", "mirror"]
 
 # Values in an elementwise step. They stay in cache, and torch (grain 32,768) leaves them to one thread: memory is the
 # limit here, and threads that wait for each other would keep those of the product from running.
 _BLOCK = 30_000
-_STRIPE = 2048  # columns centred at a time
+_ROWS = 1024  # rows multiplied at a time on the CPU: bounds the memory of the operands
 _PANEL = 4096  # matrix rows multiplied at a time in float32: bounds the memory of the product
 _TILE = 1024
-_SAFE_MAX = 1e15  # values between the two have squares and sums of squares inside the range of float32
-_SAFE_MIN = 1e-12
+_SAFE_MAX = 1e15  # rows between the two have deviations whose squares and sums of squares are in the range of float32
+_SAFE_MIN = 1e-3
 
 
 class Scratch:
-    """Float32 memory for products and their operands, allocated once: to touch fresh pages costs as much as the work."""
+    """Memory for products and their operands, allocated once: to touch fresh pages costs as much as the work."""
 
     def __init__(self) -> None:
         self._memory: dict[str, np.ndarray] = {}
 
-    def matrix(self, name: str, rows: int, columns: int) -> np.ndarray:
-        """A column-major (rows, columns) matrix; it is valid until the next call with the same name."""
+    def matrix(self, name: str, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A row-major (rows, columns) matrix on the CPU; it is valid until the next call with the same name."""
+        wanted = np.float64 if dtype == torch.float64 else np.float32
         memory = self._memory.get(name)
-        if memory is None or memory.size < rows * columns:
-            memory = self._memory[name] = np.empty(rows * columns, dtype=np.float32)
-        return memory[: rows * columns].reshape((rows, columns), order="F")
-
-    def columns(self, name: str, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
-        """Columns start to stop of row-major rows, as a column-major matrix with a row for each; a copy unless all."""
-        if stop - start == rows.shape[1]:
-            return rows.T
-        copied = self.matrix(name, stop - start, len(rows))
-        copied.T[:] = rows[:, start:stop]
-        return copied
+        if memory is None or memory.size < rows * columns or memory.dtype != wanted:
+            memory = self._memory[name] = np.empty(rows * columns, dtype=wanted)
+        return torch.from_numpy(memory[: rows * columns].reshape(rows, columns))
 
 
-def center(rows: Tensor) -> Tensor:
-    """Subtract the mean of the rows in place; returns that mean, (d,) float64.
+def column_mean(rows: Tensor) -> Tensor:
+    """Mean of the rows (n, d) of any floating-point type, (d,) float64, summed in float64.
 
-    The mean is summed in float64. From float32 rows it is taken off in two float32 parts, so that rows 1000 standard
-    deviations from zero lose nothing but the rounding of the result.
+    Raises: NonFiniteError if the sum leaves the range of float64.
     """
-    d = rows.shape[1]
-    width, height = (_STRIPE, _BLOCK // _STRIPE) if rows.device.type == "cpu" else (d, len(rows))
-    mean = torch.zeros(d, dtype=torch.float64, device=rows.device)
-    for left in range(0, d, width):
-        stripe = rows[:, left : left + width]
-        total = mean[left : left + width]
-        for start in range(0, len(rows), height):
-            total += stripe[start : start + height].double().sum(0)
-        total /= len(rows)
-        high = total.to(rows.dtype)
-        low = (total - high.double()).to(rows.dtype)
-        for start in range(0, len(rows), height):
-            stripe[start : start + height].sub_(high).sub_(low)
-    if not bool(mean.isfinite().all()):
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for start, stop in _row_blocks(rows):
+        total += _widened(rows[start:stop], torch.float64).sum(0)
+    total /= len(rows)
+    if not bool(total.isfinite().all()):
         raise NonFiniteError("the sum of the rows exceeds the range of float64; divide the data by a constant first")
-    return mean
+    return total
 
 
-def add_rows(scatter: Tensor, rows: Tensor, dtype: torch.dtype, scratch: Scratch) -> None:
-    """Add rows^T rows to the upper triangle of `scatter`.
+def column_squares(rows: Tensor, mean: Tensor) -> Tensor:
+    """Sum over the rows of (x - mean)^2, (d,) float64."""
+    total = torch.zeros_like(mean)
+    for start, stop in _row_blocks(rows):
+        total += (_widened(rows[start:stop], torch.float64) - mean).square_().sum(0)
+    return total
+
+
+def _widened(block: Tensor, dtype: torch.dtype) -> Tensor:
+    """The block in a type at least as wide; the same memory if it has that type. By way of float32, which is quicker."""
+    return block.float().to(dtype) if block.element_size() == 2 else block.to(dtype)
+
+
+def add_rows(scatter: Tensor, rows: Tensor, mean: Tensor, peak: float, dtype: torch.dtype, scratch: Scratch) -> None:
+    """Add (rows - mean)^T (rows - mean) to the upper triangle of `scatter`.
 
     Arguments
         scatter: (d, d) float64, contiguous, changed in place.
-        rows: (n, d) centred rows, float32 or float64; may be scaled in place.
-        dtype: type of the products, float32 or float64. Rows of extreme size are scaled by a power of two first, so
-            that no square leaves the range of that type.
-        scratch: memory for float32 products on the CPU.
+        rows: (n, d) of a floating-point type, as it came.
+        mean: (d,) float64, of these rows. From rows narrower than float64 it is taken off in two float32 parts, so that
+            rows 1000 standard deviations from zero lose nothing but the rounding of the result.
+        peak: largest modulus among the rows. Rows of extreme size are scaled by a power of two, so that no square leaves
+            the range of `dtype`.
+        dtype: type of the products, float32 or float64.
+        scratch: memory for products and operands on the CPU.
+
+    Raises: NonFiniteError if values are too large for any product.
     """
-    peak = _peak(rows)
     if peak == 0.0:
         return
-    alpha = 1.0
+    exponent = 0
     if not _SAFE_MIN < peak < _SAFE_MAX:
-        exponent = math.frexp(peak)[1]
+        exponent = max(math.frexp(peak)[1], -126)
         if exponent > 500:
             raise NonFiniteError(
-                f"deviations from the mean must stay below 1e150, the largest is {peak:.3g}; "
-                "divide the data by a constant first"
+                f"values must stay below 1e150, the largest is {peak:.3g}; divide the data by a constant first"
             )
-        rows.copy_(torch.ldexp(rows, torch.tensor(-exponent, device=rows.device)))
-        alpha = math.ldexp(1.0, 2 * exponent)
-    rows = rows.to(dtype)
+    wide = torch.float64 if torch.float64 in (rows.dtype, dtype) else torch.float32
+    operands = _Operands(rows, mean, wide, exponent)
+    alpha = math.ldexp(1.0, 2 * exponent)
     if scatter.device.type != "cpu":
-        _add_rows_by_matmul(scatter, rows, alpha)
+        centred = torch.empty(rows.shape, dtype=dtype, device=rows.device)
+        operands.into(centred, 0, 0)
+        _add_rows_by_matmul(scatter, centred, alpha)
     elif dtype == torch.float64:
-        from scipy.linalg.blas import dsyrk
-
-        # The row-major upper triangle is the column-major lower one.
-        dsyrk(alpha, rows.numpy().T, beta=1.0, c=scatter.numpy().T, lower=1, overwrite_c=1)
+        _add_rows_in_float64(scatter, operands, alpha, scratch)
     else:
-        _add_rows_by_blas(scatter, rows.numpy(), alpha, scratch)
+        _add_rows_in_float32(scatter, operands, alpha, scratch)
 
 
-def _peak(rows: Tensor) -> float:
-    """Largest modulus. On the CPU from BLAS, whose threads the product needs next; torch's own would still be awake."""
-    if rows.device.type != "cpu":
-        return float(rows.abs().amax())
-    from scipy.linalg.blas import idamax, isamax
+class _Operands:
+    """Rows about their mean, scaled by a power of two, a part at a time."""
 
-    flat = rows.numpy().reshape(-1)
-    return abs(float(flat[(isamax if rows.dtype == torch.float32 else idamax)(flat)]))
+    def __init__(self, rows: Tensor, mean: Tensor, wide: torch.dtype, exponent: int) -> None:
+        self.rows, self._wide, self._exponent = rows, wide, exponent
+        self._high = mean.to(wide)
+        self._low = (mean - self._high.double()).to(wide)
+
+    def into(self, out: Tensor, top: int, left: int) -> None:
+        """Fill `out` (m, c) with rows from `top` on and columns from `left` on."""
+        stop, right = top + len(out), left + out.shape[1]
+        high, low = self._high[left:right], self._low[left:right]
+        part = self.rows[top:stop, left:right]
+        for first, last in _row_blocks(out):
+            block = _widened(part[first:last], self._wide) - high
+            if self._exponent:
+                block.sub_(low)
+                torch.mul(block, math.ldexp(1.0, -self._exponent), out=block)
+                out[first:last].copy_(block)
+            elif out.dtype == block.dtype:
+                torch.sub(block, low, out=out[first:last])
+            else:
+                out[first:last].copy_(block.sub_(low))
 
 
-def _add_rows_by_blas(scatter: Tensor, rows: np.ndarray, alpha: float, scratch: Scratch) -> None:
+def _add_rows_in_float64(scatter: Tensor, operands: _Operands, alpha: float, scratch: Scratch) -> None:
+    from scipy.linalg.blas import dsyrk
+
+    n, d = operands.rows.shape
+    for top in range(0, n, _ROWS):
+        left = scratch.matrix("left", min(_ROWS, n - top), d, torch.float64)
+        operands.into(left, top, 0)
+        # The row-major upper triangle is the column-major lower one.
+        dsyrk(alpha, left.numpy().T, beta=1.0, c=scatter.numpy().T, lower=1, overwrite_c=1)
+
+
+def _add_rows_in_float32(scatter: Tensor, operands: _Operands, alpha: float, scratch: Scratch) -> None:
+    """Sum the products of all rows in float32, then add them to the float64 triangle; a panel of columns at a time."""
     from scipy.linalg.blas import sgemm, ssyrk
 
-    d = len(scatter)
+    n, d = operands.rows.shape
     for start in range(0, d, _PANEL):
         stop = min(start + _PANEL, d)
-        left = scratch.columns("left", rows, start, stop)
-        out = scratch.matrix("product", stop - start, stop - start)
-        product = ssyrk(1.0, left, lower=1, beta=0.0, c=out, overwrite_c=1)
-        _add_triangle(scatter[start:stop, start:stop], torch.from_numpy(product.T), alpha)
+        corner = scratch.matrix("corner", stop - start, stop - start)
+        beside = scratch.matrix("beside", stop - start, d - stop)
+        for top in range(0, n, _ROWS):
+            beta, height = float(top > 0), min(_ROWS, n - top)
+            left = scratch.matrix("left", height, stop - start)
+            operands.into(left, top, start)
+            ssyrk(1.0, left.numpy().T, beta=beta, c=corner.numpy().T, lower=1, overwrite_c=1)
+            if stop < d:
+                right = scratch.matrix("right", height, d - stop)
+                operands.into(right, top, stop)
+                c = beside.numpy().T
+                sgemm(1.0, right.numpy().T, left.numpy().T, trans_b=1, beta=beta, c=c, overwrite_c=1)
+        _add_triangle(scatter[start:stop, start:stop], corner, alpha)
         if stop < d:
-            right = scratch.columns("right", rows, stop, d)
-            out = scratch.matrix("product", d - stop, stop - start)
-            product = sgemm(1.0, right, left, trans_b=1, beta=0.0, c=out, overwrite_c=1)
-            below, block = torch.from_numpy(product.T), scatter[start:stop, stop:]
-            for first, last in _row_blocks(block):
-                block[first:last].add_(below[first:last], alpha=alpha)
+            _add_block(scatter[start:stop, stop:], beside, alpha)
 
 
 def _add_rows_by_matmul(scatter: Tensor, rows: Tensor, alpha: float) -> None:
@@ -167,15 +199,25 @@ def _add_triangle(scatter: Tensor, other: Tensor, alpha: float) -> None:
         scatter[start:stop, start:].add_(other[start:stop, start:], alpha=alpha)
 
 
+def _add_block(scatter: Tensor, other: Tensor, alpha: float) -> None:
+    for start, stop in _row_blocks(scatter):
+        scatter[start:stop].add_(other[start:stop], alpha=alpha)
+
+
 def _row_blocks(matrix: Tensor) -> Iterator[tuple[int, int]]:
     """Rows first to last of blocks that an elementwise step takes at once."""
     step = max(1, _BLOCK // matrix.shape[1]) if matrix.device.type == "cpu" else _PANEL
     for start in range(0, len(matrix), step):
-        yield start, start + step
+        yield start, min(start + step, len(matrix))
 
 
 def add_outer(scatter: Tensor, weight: float, vector: Tensor) -> None:
     """Add weight * vector vector^T to the upper triangle of `scatter`; vector (d,) float64."""
+    if scatter.device.type == "cpu":
+        from scipy.linalg.blas import dsyr
+
+        dsyr(weight, vector.numpy(), a=scatter.numpy().T, lower=1, overwrite_a=1)
+        return
     for start, stop in _row_blocks(scatter):
         scatter[start:stop, start:].addr_(vector[start:stop], vector[start:], alpha=weight)
 
