@@ -4,10 +4,10 @@
     python notebooks/execute.py 01 03      # by the beginning of their names
     python notebooks/execute.py --check    # which have outputs of other code or of another model; runs nothing
 
-The signature is the SHA-256 of a notebook's code cells and of the weights of the network that ships with the project, kept
-in the notebook's metadata. What differs from run to run and says nothing (times, versions of the interpreter) is left out,
-so that a change of a notebook shows as a change of what it says. OMP_NUM_THREADS and the rest of the environment pass to the
-kernel.
+The signature is the SHA-256 of a notebook's code cells and of all that was trained or painted and ships with the project
+(autoencoder, network, gallery), kept in the notebook's metadata. What differs from run to run and says nothing (times,
+versions of the interpreter) is left out, so that a change of a notebook shows as a change of what it says. OMP_NUM_THREADS
+and the rest of the environment pass to the kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import nbformat
 
 HERE = Path(__file__).resolve().parent
-WEIGHTS = HERE.parent / "manifold" / "demo_model" / "painter" / "unet"
+WEIGHTS = HERE.parent / "manifold" / "demo_model" / "painter"
 SIGNATURE = "outputs_of"
 """The key of the signature in a notebook's metadata."""
 TIMEOUT_S = 900
@@ -49,13 +49,13 @@ def read(path: Path) -> Any:
 
 
 def signature(notebook: Any, weights: Path = WEIGHTS) -> str:
-    """SHA-256 of the code cells, in order, and of the network's weights in the folder `weights`."""
+    """SHA-256 of the code cells, in order, and of every safetensors file in the folder `weights`, with its name."""
     digest = hashlib.sha256()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             digest.update(cell.source.encode() + b"\0")
-    for path in sorted(weights.glob("*.safetensors")):
-        digest.update(path.read_bytes())
+    for path in sorted(weights.rglob("*.safetensors")):
+        digest.update(path.relative_to(weights).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 

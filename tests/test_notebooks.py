@@ -4,7 +4,9 @@ import ast
 import base64
 import copy
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -112,6 +114,100 @@ def test_says_how_to_switch_to_stable_diffusion(name):
     assert re.search(r"StableDiffusion\w*Pipeline|stabilityai/|stable-diffusion", everything)
 
 
+SMALL_PIPELINE = """
+import matplotlib
+matplotlib.use("Agg")
+import torch
+from diffusers import StableDiffusionPipeline
+from tiny_text_pipelines import build
+
+def small(name):
+    assert name == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    pipeline, call = build("sd")
+    embeds = call["prompt_embeds"][:1], call["negative_prompt_embeds"][:1]
+    pipeline.encode_prompt = lambda *args, **kwargs: embeds
+    return pipeline
+
+StableDiffusionPipeline.from_pretrained = small
+"""
+AFTERWARDS = {
+    "02": "assert run.x_t.shape[1:] == (1, 4, 8, 8) and gaussian.d == 256\n"
+    "measure_path_rotation(run.x_t, run.alphas, run.sigmas, gaussian, generator=torch.Generator())",
+    "03": "hits = searcher.search(fresh.x_t[6], float(fresh.alphas[6]), float(fresh.sigmas[6]), 'target', 5, "
+    "x0_hat=fresh.x0_hat[6])\nassert hits.ids.shape == (1, 5)",
+    "04": "assert late.evaluations < late.evaluations_full == 50 and late.output.images[0].size == (16, 16)",
+}
+"""What the notebook goes on to do with the names that its lines for Stable Diffusion set."""
+
+
+def lines_for_stable_diffusion(name):
+    """The one block of code in the prose."""
+    prose = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
+    (lines,) = re.findall(r"```python\n(.*?)```", prose, re.DOTALL)
+    return lines
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """A workspace `ws-sd` of latents as the small pipeline has them, fitted and indexed."""
+    import numpy as np
+    from helpers import make_workspace
+
+    from index.build import build_index
+    from index.fit import fit_workspace
+
+    folder = tmp_path_factory.mktemp("stable-diffusion")
+    rows = np.random.default_rng(0).standard_normal((80, 256))
+    root = make_workspace(folder / "ws-sd", rows.astype(np.float16), (4, 8, 8)).root
+    fit_workspace(root)
+    build_index(root)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name[:2] in AFTERWARDS])
+def test_the_lines_for_stable_diffusion_run(name, encoded, tmp_path):
+    """With the notebook's own imports, on a small pipeline of the same class that stands in for the download."""
+    from tiny_text_pipelines import environment
+
+    imports = code_cells(read(name))[0].source.split("\npipeline, gallery")[0]
+    program = "\n".join([SMALL_PIPELINE, imports, lines_for_stable_diffusion(name), AFTERWARDS[name[:2]]])
+    variables = environment(tmp_path)
+    if os.environ.get("PYTHONPATH"):
+        variables["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
+    done = subprocess.run([sys.executable, "-c", program], cwd=encoded, capture_output=True, text=True, env=variables)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_first_notebook_runs_on_photographs_with_another_encoder(tmp_path):
+    """All its cells, but for the one that its line for Stable Diffusion replaces; a small autoencoder of that name."""
+    from images import encoded as as_file
+    from images import picture
+    from shell_blocks import save_small_autoencoder
+
+    (name,) = [name for name in NAMES if name.startswith("01")]
+    (tmp_path / "photos").mkdir()
+    for number in range(96):
+        (tmp_path / "photos" / f"{number:02d}.jpg").write_bytes(as_file(picture(48, 60 + number % 9, number), "JPEG"))
+    save_small_autoencoder(tmp_path / "stabilityai" / "sd-vae-ft-mse")
+    first, folder, *rest = code_cells(read(name))
+    assert "PHOTOS, ENCODER =" in folder.source
+    cells = [first.source, lines_for_stable_diffusion(name), *(cell.source for cell in rest)]
+    program = 'import matplotlib\nmatplotlib.use("Agg")\n' + "\n".join(cells)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "96 pictures of 512 x 512 pixels" in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name[:2] in AFTERWARDS])
+def test_the_collection_is_encoded_by_a_line_that_the_readme_has_too(name):
+    """There it is run."""
+    prose = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
+    (line,) = re.findall(r"`(manifold run [^`]*)`", prose)
+    assert f"\n{line}\n" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_imports_the_public_packages_only(name):
     imported = set()
@@ -145,6 +241,18 @@ def test_signature_tells_code_and_weights_apart(tmp_path):
 
     (tmp_path / "a.safetensors").write_bytes(b"two")
     assert not execute.is_fresh(notebook, tmp_path)
+    notebook.metadata[execute.SIGNATURE] = execute.signature(notebook, tmp_path)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "b.safetensors").write_bytes(b"")
+    assert not execute.is_fresh(notebook, tmp_path), "files in folders count, with their names"
+
+
+def test_the_signature_covers_autoencoder_network_and_gallery():
+    from manifold.demo_model import MODEL_FOLDER
+
+    assert execute.WEIGHTS.resolve() == MODEL_FOLDER.resolve()
+    found = {path.relative_to(MODEL_FOLDER).parts[0] for path in execute.WEIGHTS.rglob("*.safetensors")}
+    assert found == {"vae", "unet", "gallery.safetensors"}
 
 
 def test_a_cell_that_warns_is_refused():
