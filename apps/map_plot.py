@@ -103,8 +103,8 @@ def draw_map(
     colours, legend = _colours(labels)
     sheet = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN - 6), "Map of the collection", _INK, ImageFont.load_default(28))
-    draw.text((_MARGIN, _MARGIN + 32), about, _FAINT, ImageFont.load_default(17))
+    draw.text((_MARGIN, _MARGIN // 2), "Map of the collection", _INK, ImageFont.load_default(28))
+    draw.text((_MARGIN, _MARGIN + 18), about, _FAINT, ImageFont.load_default(17))
     inner = (_MAP[0] + 1, _MAP[1] + 1, _MAP[2] - 1, _MAP[3] - 1)
     places = _places(points, inner, same_scale=plane)
     shown = chosen_thumbnails(places) if pictures is not None else []
