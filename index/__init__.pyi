@@ -3,6 +3,7 @@ from .add import add_images as add_images
 from .anticipation import Anticipation as Anticipation
 from .anticipation import measure_anticipation as measure_anticipation
 from .build import build_index as build_index
+from .build import measure_index as measure_index
 from .duplicates import Duplicates as Duplicates
 from .duplicates import find_duplicates as find_duplicates
 from .encode import encode_images as encode_images

@@ -19,14 +19,15 @@ from manifold.errors import InputError, ManifoldWarning
 from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
 
+from .costs import INVERTED
 from .inverted_file import write_inverted_file
-from .plan import CANDIDATES, DEFAULT_MEMORY_BYTES, DEFAULT_RECALL, INVERTED, Plan, plan_index
+from .plan import DEFAULT_MEMORY_BYTES, DEFAULT_RECALL, Plan, plan_index
 from .progress import Progress, silent
 from .recall import Truth, calibrate, measure_recall
 from .statistics import load_manifold
 from .workspace import Workspace, writing
 
-__all__ = ["INDEX_SCHEMA", "build_index", "latents_checksum", "plan_workspace"]
+__all__ = ["INDEX_SCHEMA", "build_index", "latents_checksum", "measure_index", "plan_workspace"]
 
 INDEX_SCHEMA = 1
 
@@ -56,18 +57,21 @@ def build_index(
     memory: int | str = DEFAULT_MEMORY_BYTES,
     recall: float | None = None,
     plan: Plan | None = None,
+    measure: bool = True,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Build the index of a workspace, measure what it finds, and write it with its card.
 
     Arguments
         workspace: its folder, encoded and fitted.
-        rank: eigen-coordinates to keep, 1 to the manifold's k; as few as the recall needs, 16 to 256, unless given.
-        kind: of index, see `index.plan.Kind`; the first that fits unless given.
+        rank: eigen-coordinates to keep, 1 to the manifold's k; what answers soonest, 16 to 256, unless given.
+        kind: of index, see `index.costs.Kind`; the quickest that fits unless given.
         memory: bytes it may take, or a text such as "4G"; 1 GiB unless given.
-        recall: share of the true 10 nearest wanted among 50 candidates; 0.99 unless given.
+        recall: share of the true 10 nearest wanted; 0.99 unless given.
         plan: from `plan_workspace`, instead of the four before.
-        progress: told of ("index", rows done, rows in all), then ("recall", noise levels done, noise levels in all).
+        measure: whether to measure what the index finds; `measure_index` does it later.
+        progress: told of ("index", rows done, rows in all); then, if measured, of ("truth", rows done, rows in all) and
+            ("recall", noise levels done, noise levels in all).
 
     Returns: the card, as written to WS/index/image.json: the plan, checksums, and the recall found.
 
@@ -76,7 +80,8 @@ def build_index(
 
     Warns: ManifoldWarning if a recall was asked for and was not found.
 
-    Cost: one pass over the latents; memory and time as the plan says. Until all is done, an earlier index stays as it was.
+    Cost: one pass over the latents, memory and time as the plan says; a second pass to measure, or where a graph or lists
+        need to know how far to look. Until all is done, an earlier index stays as it was.
     """
     root = Path(workspace)
     Workspace.open(root).require_complete()
@@ -102,14 +107,18 @@ def build_index(
             "latents_sha256": latents_checksum(opened),
             "encoder": opened.manifest.recipe.encoder.id,
             "faiss": faiss_io.version(),
-            "candidates": CANDIDATES,
+            "candidates": plan.candidates / 10,
             "plan": asdict(plan),
         }
-        truth = Truth(manifold, opened.latents)
         with atomic_path(opened.index_path) as path:
-            empty = _trained(opened, manifold, plan)
-            index = _filled(opened, empty, plan, truth, path, progress)
-            effort = card["effort"] = calibrate(index, truth, plan)
+            empty, sample = _trained(opened, manifold, plan)
+            index = _filled(opened, empty, plan, sample, path, progress)
+            truth: Truth | None = None
+            effort: int | None = None
+            if measure or faiss_io.set_effort(index, 1):
+                truth = Truth(manifold, opened.latents, progress=progress)
+                effort = calibrate(index, truth, plan)
+            card["effort"] = effort
             if plan.kind in INVERTED:
                 # The lists are in the file already; the number of them to probe stands before them.
                 faiss_io.set_effort(empty, effort or 1)
@@ -118,10 +127,36 @@ def build_index(
             else:
                 faiss_io.write_index(index, path)
             card["index_sha256"], card["index_bytes"] = sha256_file(path), path.stat().st_size
-            card["recall"] = measure_recall(Searcher(opened, manifold, index, card), truth, progress=progress)
+            if measure and truth is not None:
+                card["recall"] = measure_recall(Searcher(opened, manifold, index, card), truth, progress=progress)
         write_json(opened.index_card_path, card)
-    if recall is not None:
+    if measure and recall is not None:
         _warn_below(card, recall)
+    return card
+
+
+def measure_index(workspace: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
+    """Measure again what an index finds, as after images were added or removed, and write it into its card.
+
+    Arguments
+        workspace: its folder, indexed.
+        progress: told of ("truth", rows done, rows in all), then of ("recall", noise levels done, noise levels in all).
+
+    Returns: the card, as written to WS/index/image.json.
+
+    Raises: all of `Searcher.open`; StorageError.
+
+    Cost: one pass over the latents, 232 d multiply-adds a row, and 200 searches.
+    """
+    from .search import Searcher
+
+    root = Path(workspace)
+    Workspace.open(root).require_complete()
+    with writing(root):
+        searcher = Searcher.open(root)
+        truth = Truth(searcher.manifold, searcher.workspace.latents, progress=progress)
+        card = {**searcher.card, "recall": measure_recall(searcher, truth, progress=progress)}
+        write_json(searcher.workspace.index_card_path, card)
     return card
 
 
@@ -144,8 +179,8 @@ def _plan(
     return plan_index(len(workspace.latents), manifold.d, eigvals, memory, wanted, kind, rank, manifold.tail_var)
 
 
-def _trained(workspace: Workspace, manifold: GaussianManifold, plan: Plan) -> Any:
-    """The planned index without rows, trained on rows spread evenly over the collection."""
+def _trained(workspace: Workspace, manifold: GaussianManifold, plan: Plan) -> tuple[Any, np.ndarray]:
+    """The planned index without rows, trained on rows spread evenly over the collection; and their coordinates."""
     from . import faiss_io
 
     index = faiss_io.new_index(
@@ -157,27 +192,26 @@ def _trained(workspace: Workspace, manifold: GaussianManifold, plan: Plan) -> An
         groups=plan.groups,
         bits=plan.bits,
     )
+    sample = np.empty((plan.training_rows, plan.k), dtype=np.float32)
+    spread = np.linspace(0, plan.count - 1, plan.training_rows, dtype=np.int64)
+    for start in range(0, plan.training_rows, plan.batch_rows):
+        chosen = spread[start : start + plan.batch_rows]
+        sample[start : start + len(chosen)] = faiss_io.eigen_coordinates(index, workspace.latents.read(chosen))
     if plan.training_rows:
-        spread = np.linspace(0, plan.count - 1, plan.training_rows, dtype=np.int64)
-        sample = np.empty((plan.training_rows, plan.k), dtype=np.float32)
-        for start in range(0, plan.training_rows, plan.batch_rows):
-            chosen = spread[start : start + plan.batch_rows]
-            sample[start : start + len(chosen)] = faiss_io.eigen_coordinates(index, workspace.latents.read(chosen))
         faiss_io.train(index, sample)
-    return index
+    return index, sample
 
 
-def _filled(workspace: Workspace, index: Any, plan: Plan, truth: Truth, path: Path, progress: Progress) -> Any:
-    """The index with all rows: itself, or one whose lists are in the file at `path`."""
+def _filled(workspace: Workspace, index: Any, plan: Plan, sample: np.ndarray, path: Path, progress: Progress) -> Any:
+    """The index with all rows: itself, or one whose lists are in the file at `path`. A sample of all rows is those rows."""
     from . import faiss_io
 
     def rows() -> Iterator[np.ndarray]:
         done = 0
         progress("index", 0, plan.count)
-        for batch in workspace.latents.batches(plan.batch_rows):
-            coords = faiss_io.eigen_coordinates(index, batch)
-            truth.update(batch, done)
-            yield coords
+        whole = len(sample) == plan.count
+        for batch in _portions(sample, plan.batch_rows) if whole else workspace.latents.batches(plan.batch_rows):
+            yield batch if whole else faiss_io.eigen_coordinates(index, batch)
             done += len(batch)
             progress("index", done, plan.count)
 
@@ -190,6 +224,11 @@ def _filled(workspace: Workspace, index: Any, plan: Plan, truth: Truth, path: Pa
     for coords in rows():
         faiss_io.take(index, coords)
     return index
+
+
+def _portions(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def _warn_below(card: dict[str, Any], wanted: float) -> None:

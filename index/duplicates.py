@@ -108,7 +108,7 @@ def find_duplicates(
     reach = default_threshold(variance) if threshold is None else float(threshold)
     if not 0 <= reach < np.inf:
         raise InputError(f"the threshold must be a distance of at least 0, it is {threshold}")
-    mean, vectors = basis(searcher._index)
+    mean, vectors = basis(searcher._index.on_cpu)
     first, coordinates, longest = _distinct(store, mean, vectors, progress)
     distinct = np.flatnonzero(first == np.arange(len(store)))
     parents = _Components(len(distinct))

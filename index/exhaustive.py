@@ -14,21 +14,21 @@ __all__ = ["SPARE", "nearest_rows", "numbered_batches"]
 
 SPARE = 32
 """Rows beyond k whose distances are taken again in float64: float32 orders neighbours this close only roughly."""
-_BATCH_BYTES = 64 * 2**20
+_BATCH_BYTES = 32 * 2**20
 
 
-def numbered_batches(store: LatentStore, rows: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The latents of `rows`, or of all rows, in order: pairs of their numbers (m,) int64 and themselves (m, d) float32."""
-    size = max(1, _BATCH_BYTES // (4 * store.d))
+def numbered_batches(store: LatentStore, rows: np.ndarray | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """The latents of `rows`, or of all rows, in order: pairs of their numbers (m,) int64 and themselves (m, d) float16."""
+    size = max(1, _BATCH_BYTES // (2 * store.d))
     if rows is None:
         start = 0
         for batch in store.batches(size):
-            yield torch.arange(start, start + len(batch)), torch.from_numpy(batch).float()
+            yield torch.arange(start, start + len(batch)), batch
             start += len(batch)
         return
     for low in range(0, len(rows), size):
         numbers = rows[low : low + size]
-        yield torch.from_numpy(numbers), torch.from_numpy(store.read(numbers)).float()
+        yield torch.from_numpy(numbers), store.read(numbers)
 
 
 def nearest_rows(
@@ -55,7 +55,7 @@ def nearest_rows(
     centred = (targets - mean.double()).float()
     lengths = centred.double().square().sum(1, keepdim=True)
     for numbers, batch in numbered_batches(store, rows):
-        deviations = batch - mean
+        deviations = torch.from_numpy(batch).float().sub_(mean)
         squared = lengths - 2 * (centred @ deviations.T).double() + deviations.double().square().sum(1)
         best, chosen = torch.cat([best, squared], 1).topk(kept, largest=False)
         best_ids = torch.cat([best_ids, numbers.expand(len(targets), -1)], 1).gather(1, chosen)

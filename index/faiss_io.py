@@ -1,14 +1,17 @@
 """The one file that imports FAISS: a self-contained index over eigen-coordinates, and its file.
 
-    IndexPreTransform( CenteringTransform(mu), LinearTransform(U^T), [order or rotation], quantiser )
+    IndexPreTransform( CenteringTransform(mu), LinearTransform(U^T), [scale, order or rotation], quantiser )
 
 The mean is subtracted by the centring transform, not by a bias of the linear one: FAISS reverses the first when it
 reconstructs a vector and forgets the second. Centring first also keeps distances exact where vectors share a large offset.
 
-Two quantisers want the coordinates rearranged. A product quantiser gives each group of coordinates the same number of bits,
-which is best where all groups have the same product of variances; the eigenvalues say how to deal the coordinates out (Ge et
-al., Optimized Product Quantization, 2013, parametric solution). RaBitQ (Gao & Long, arXiv 2405.12497) spends the same bits on
-each coordinate, so they are first mixed by a random rotation. `coordinates` undoes both.
+Three quantisers want the coordinates changed; `coordinates` undoes it. `Int8` holds one byte a coordinate, with the same
+step for all, so that FAISS compares rows in integers, at twice the speed of codes with a range for each coordinate. Its
+transform scales them to bytes, and what lies beyond the range is cut to it before FAISS sees it, for FAISS would wrap it
+around. (FAISS by itself searches such a file, but cannot undo the scale to reconstruct vectors.) A product quantiser gives
+each group of coordinates the same number of bits, which is best where all groups have the same product of variances; the
+eigenvalues say how to deal the coordinates out (Ge et al., Optimized Product Quantization, 2013, parametric solution).
+RaBitQ (Gao & Long, arXiv 2405.12497) spends the same bits on each coordinate, so they are first mixed by a random rotation.
 
 Inverted lists are read through a memory map, so a collection need not fit into memory to be searched.
 """
@@ -17,27 +20,35 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import faiss as _faiss
 import numpy as np
+import torch
 
 from manifold.errors import FormatError
 
-from .plan import Kind
+from .costs import Kind
 
 __all__ = [
-    "KINDS", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "empty_file", "gpu_resources",
-    "has_gpu", "knn_on_gpu", "nearest", "new_index", "read_index", "read_whole_index", "set_effort", "storage_of", "take",
-    "train", "version", "write_index",
+    "KINDS", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "emptied", "empty_file", "gpu_resources",
+    "half_distances", "has_gpu", "knn_on_gpu", "new_index", "read_index", "read_whole_index", "rearrangement", "search",
+    "set_effort", "storage_of", "take", "train", "version", "write_index",
 ]  # fmt: skip
 
 faiss: Any = _faiss
 """Untyped: FAISS's stubs lag behind its classes."""
 KINDS: tuple[str, ...] = get_args(Kind)
-"""What can hold the coordinates: scans of 4, 2, 1 or fewer bytes each, a graph of 2 bytes each, and inverted lists."""
+"""What can hold the coordinates: scans of 4, 2, 1, 1 or fewer bytes each, a graph of 2 bytes each, and inverted lists."""
 _LINKS = 32
+_QUERIES = 16
+"""Searched for at a time: from 20 on FAISS takes distances from a matrix product, with other last bits."""
+_BYTE_MIDDLE, _BYTE_REACH, _BYTES = 128.5, 127.0, (0.5, 255.5)
+"""FAISS cuts a byte's fraction off: coordinate 0 lies in the middle of byte 128."""
+_PROJECTED = 256
+"""Rows converted and projected at a time: few enough to stay in the processor's cache."""
 _PREFETCH_THREADS = 8
 _LISTS_EMPTY = b"sprs" + struct.pack("<Q", 0)
 
@@ -70,7 +81,9 @@ def new_index(
     faiss.copy_array_to_vector(np.ascontiguousarray(mean, dtype=np.float32), centering.mean)
     centering.is_trained = True
     transforms = [centering, _linear(eigvecs.T)]
-    if kind == "IVF-PQ":
+    if kind == "Int8":
+        transforms.append(faiss.LinearTransform(k, k, True))  # its scale comes with `train`
+    elif kind == "IVF-PQ":
         assert eigvals is not None
         reorder = faiss.RemapDimensionsTransform(k, k)
         faiss.copy_array_to_vector(_balanced(eigvals, groups).astype(np.int32), reorder.map)
@@ -98,9 +111,9 @@ def _quantiser(kind: str, k: int, lists: int, groups: int, bits: int) -> Any:
     scalar = faiss.ScalarQuantizer
     if kind == "Flat":
         return faiss.IndexFlatL2(k)
-    if kind in ("SQfp16", "SQ8"):
-        codec = scalar.QT_fp16 if kind == "SQfp16" else scalar.QT_8bit
-        return faiss.IndexScalarQuantizer(k, codec, faiss.METRIC_L2)
+    scans = {"SQfp16": scalar.QT_fp16, "SQ8": scalar.QT_8bit, "Int8": scalar.QT_8bit_direct}
+    if kind in scans:
+        return faiss.IndexScalarQuantizer(k, scans[kind], faiss.METRIC_L2)
     if kind == "RaBitQ":
         return faiss.IndexRaBitQ(k, faiss.METRIC_L2, bits)
     if kind == "HNSW":
@@ -140,39 +153,69 @@ def storage_of(index: Any) -> Any:
 
 
 def eigen_coordinates(index: Any, vectors: np.ndarray) -> np.ndarray:
-    """U^T (x - mu) of (n, d) vectors, as the index computes it: (n, k) float32."""
-    x = np.ascontiguousarray(vectors, dtype=np.float32)
-    for transform in _chain(index)[:2]:
-        x = transform.apply(x)
-    return x
+    """U^T (x - mu) of (n, d) vectors of any floating-point type, by the index's own basis: (n, k) float32."""
+    mean, basis_ = (torch.from_numpy(part) for part in basis(index))
+    coords = torch.empty(len(vectors), basis_.shape[1])
+    for rows, place in zip(torch.from_numpy(vectors).split(_PROJECTED), coords.split(_PROJECTED), strict=True):
+        torch.mm(rows.to(torch.float32, copy=True).sub_(mean), basis_, out=place)
+    return coords.numpy()
 
 
 def _chain(index: Any) -> list[Any]:
     return [faiss.downcast_VectorTransform(index.chain.at(number)) for number in range(index.chain.size())]
 
 
-def _rearranged(index: Any, coords: np.ndarray) -> np.ndarray:
-    """Eigen-coordinates as the quantiser wants them: ordered or rotated."""
-    for transform in _chain(index)[2:]:
-        coords = transform.apply(coords)
-    return np.ascontiguousarray(coords)
+def rearrangement(index: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns eigen-coordinates (n, k) into what the quantiser wants: scaled to bytes, ordered or rotated."""
+    if _holds_bytes(index):
+        step = _byte_step(index)
+
+        def to_bytes(coords: np.ndarray) -> np.ndarray:
+            scaled = coords / step + _BYTE_MIDDLE
+            return np.maximum(np.minimum(scaled, _BYTES[1], out=scaled), _BYTES[0], out=scaled)
+
+        return to_bytes
+    transforms = _chain(index)[2:]
+
+    def changed(coords: np.ndarray) -> np.ndarray:
+        for transform in transforms:
+            coords = transform.apply(coords)
+        return np.ascontiguousarray(coords)
+
+    return changed
+
+
+def _holds_bytes(index: Any) -> bool:
+    storage = storage_of(index)
+    return isinstance(storage, faiss.IndexScalarQuantizer) and storage.sq.qtype == faiss.ScalarQuantizer.QT_8bit_direct
+
+
+def _byte_step(index: Any) -> np.float32:
+    return 1 / faiss.vector_to_array(_chain(index)[2].A)[0]
 
 
 def train(index: Any, coords: np.ndarray) -> None:
     """Train the quantiser on a sample of eigen-coordinates, (n, k) float32."""
-    storage_of(index).train(_rearranged(index, coords))
+    if _holds_bytes(index):
+        width = coords.shape[1]
+        step = float(np.abs(coords).max(initial=0.0)) / _BYTE_REACH or 1.0
+        scale = _chain(index)[2]
+        faiss.copy_array_to_vector((np.eye(width, dtype=np.float32) / np.float32(step)).ravel(), scale.A)
+        faiss.copy_array_to_vector(np.full(width, _BYTE_MIDDLE, dtype=np.float32), scale.b)
+        scale.is_trained = True
+    storage_of(index).train(rearrangement(index)(coords))
     index.is_trained = True
 
 
 def take(index: Any, coords: np.ndarray) -> None:
     """Add rows, given by their eigen-coordinates (n, k) float32, to an index in memory."""
-    storage_of(index).add(_rearranged(index, coords))
+    storage_of(index).add(rearrangement(index)(coords))
     index.ntotal = storage_of(index).ntotal
 
 
 def assign_and_encode(index: Any, coords: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The inverted list of each row and its code there, without adding it: (n,) int64 and (n, bytes) uint8."""
-    inverted, x = storage_of(index), _rearranged(index, coords)
+    inverted, x = storage_of(index), rearrangement(index)(coords)
     lists = inverted.quantizer.assign(x, 1).ravel()
     codes = np.empty((len(x), inverted.code_size), dtype=np.uint8)
     inverted.encode_vectors(
@@ -205,10 +248,7 @@ def read_index(path: Path) -> Any:
 
     Raises: FormatError if the file is no FAISS index, or is cut off.
     """
-    try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-    except RuntimeError as error:
-        raise FormatError(f"{path} is not a sound FAISS index; build it again with: manifold index") from error
+    index = _read(path, faiss.IO_FLAG_MMAP)
     storage = storage_of(index)
     if isinstance(storage, faiss.IndexIVF):
         mapped = faiss.downcast_InvertedLists(storage.invlists)
@@ -224,16 +264,31 @@ def read_whole_index(path: Path) -> Any:
 
     Raises: FormatError if the file is no FAISS index, or is cut off.
     """
+    return _read(path, 0)
+
+
+def _read(path: Path, flags: int) -> Any:
     try:
-        return faiss.read_index(str(path))
+        return faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise FormatError(f"{path} is not a sound FAISS index; build it again with: manifold index") from error
 
 
+def emptied(index: Any) -> Any:
+    """The index without its rows, trained as it was; inverted lists on the disk are let go, not touched."""
+    storage = storage_of(index)
+    if isinstance(storage, faiss.IndexIVF):
+        fresh = faiss.ArrayInvertedLists(storage.nlist, storage.code_size)
+        storage.replace_invlists(fresh, True)
+        fresh.this.disown()
+        storage.ntotal = index.ntotal = 0
+    else:
+        index.reset()
+    return index
+
+
 def basis(index: Any) -> tuple[np.ndarray, np.ndarray]:
     """What the index projects by, from the index itself: the mean (d,) and the eigenvectors (d, k), float32."""
-    if not isinstance(index, faiss.Index):
-        index = index.on_cpu
     centering, projection = (faiss.downcast_VectorTransform(index.chain.at(place)) for place in range(2))
     rows = faiss.vector_to_array(projection.A).reshape(projection.d_out, projection.d_in)
     return faiss.vector_to_array(centering.mean), np.ascontiguousarray(rows.T)
@@ -251,17 +306,34 @@ def set_effort(index: Any, effort: int) -> bool:
     return True
 
 
-def nearest(index: Any, vectors: np.ndarray, k: int) -> np.ndarray:
-    """Row numbers (n, k) of the vectors nearest in the index's coordinates; -1 only where it has fewer than k rows."""
-    if not isinstance(index, faiss.Index):
-        return index.nearest(vectors, k)
-    x = np.ascontiguousarray(vectors, dtype=np.float32)
-    _, ids = index.search(x, k)
-    wanted = min(k, index.ntotal)
-    short = np.flatnonzero((ids >= 0).sum(1) < wanted)
-    if short.size:
-        ids[short] = _everywhere(index, x[short], k, wanted)
+def search(storage: Any, queries: np.ndarray, k: int) -> np.ndarray:
+    """Rows nearest to queries (n, w) float32: their numbers (n, k), -1 only where there are fewer than k rows.
+
+    What is found for a query does not depend on the others, nor on the number of threads.
+
+    Arguments
+        storage: of `storage_of`. queries: eigen-coordinates, changed by `rearrangement`.
+    """
+    ids = np.empty((len(queries), k), dtype=np.int64)
+    for start in range(0, len(queries), _QUERIES):
+        _, ids[start : start + _QUERIES] = storage.search(queries[start : start + _QUERIES], k)
+    wanted = min(k, storage.ntotal)
+    if len(ids) and ids[:, wanted - 1].min() < 0:  # FAISS puts what it did not find last
+        for short in np.flatnonzero(ids[:, wanted - 1] < 0):
+            ids[short] = _everywhere(storage, queries[short : short + 1], k, wanted)
     return ids
+
+
+def half_distances(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Distances (n,) float32 of rows (n, d) float16 from a query (d,) float32: converted and measured in one pass."""
+    count, d = rows.shape
+    stored = faiss.IndexScalarQuantizer(d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
+    stored.is_trained = True
+    stored.add_sa_codes(rows.view(np.uint8))
+    squared, ids = stored.search(query[None], count)
+    distances = np.empty(count, dtype=np.float32)
+    distances[ids[0]] = np.sqrt(squared[0])
+    return distances
 
 
 def has_gpu() -> bool:
@@ -302,32 +374,29 @@ def knn_on_gpu(resources: Any, queries: Any, rows: Any, ids: Any, distances: Any
     faiss.bfKnn(resources, arguments)
 
 
-def _everywhere(index: Any, x: np.ndarray, k: int, wanted: int) -> np.ndarray:
-    """Search again where too few rows were found: more lists, or past the graph."""
-    storage = storage_of(index)
-    coords = _rearranged(index, eigen_coordinates(index, x))
+def _everywhere(storage: Any, query: np.ndarray, k: int, wanted: int) -> np.ndarray:
+    """Search again for one query where too few rows were found: more lists, or past the graph."""
     if isinstance(storage, faiss.IndexIVF):
         probes = storage.nprobe
         while probes < storage.nlist:
             probes = min(4 * probes, storage.nlist)
-            _, ids = storage.search(coords, k, params=faiss.SearchParametersIVF(nprobe=probes))
-            if (ids >= 0).sum(1).min() >= wanted:
+            _, ids = storage.search(query, k, params=faiss.SearchParametersIVF(nprobe=probes))
+            if (ids >= 0).sum() >= wanted:
                 break
-        return ids
+        return ids[0]
     scan = faiss.downcast_index(storage.storage) if isinstance(storage, faiss.IndexHNSW) else storage
-    _, ids = scan.search(coords, k)
-    return ids
+    return scan.search(query, k)[1][0]
 
 
 def coordinates(index: Any, start: int, count: int) -> np.ndarray:
     """Stored eigen-coordinates of rows `start` to before `start + count`, as precise as their codes: (count, k) float32."""
-    if not isinstance(index, faiss.Index):
-        return index.coordinates(start, count)
     storage = storage_of(index)
     if isinstance(storage, faiss.IndexRaBitQ) and storage.rabitq.nb_bits > 1:
         rows = _decoded(storage, start, count)
     else:
         rows = storage.reconstruct_n(start, count)
+    if _holds_bytes(index):
+        return (rows + np.float32(0.5) - np.float32(_BYTE_MIDDLE)) * _byte_step(index)
     for transform in reversed(_chain(index)[2:]):
         rows = transform.reverse_transform(rows)
     return rows

@@ -17,6 +17,7 @@ from torch import Tensor
 from manifold.errors import InputError, MissingExtraError
 
 from . import faiss_io
+from .cpu_index import CpuIndex
 
 __all__ = ["GpuIndex", "to_gpu"]
 
@@ -26,7 +27,7 @@ _PORTION = 65_536
 
 
 class GpuIndex:
-    """An index whose coordinates lie on a device. `faiss_io.nearest` and `faiss_io.coordinates` take it like any other.
+    """An index whose coordinates lie on a device, searched like a `CpuIndex`.
 
     Arguments
         index: of `faiss_io.read_index`; it stays usable. device: a torch device, CUDA for faiss-gpu.
@@ -36,6 +37,7 @@ class GpuIndex:
 
     def __init__(self, index: Any, device: torch.device) -> None:
         self.on_cpu = index
+        self._here = CpuIndex(index)
         mean, vectors = faiss_io.basis(index)
         self._mean, self._vectors = (torch.from_numpy(part).to(device) for part in (mean, vectors))
         self._rows = torch.empty(index.ntotal, vectors.shape[1], dtype=torch.float16, device=device)
@@ -47,7 +49,7 @@ class GpuIndex:
     def nearest(self, vectors: np.ndarray | Tensor, k: int) -> np.ndarray:
         """Row numbers (n, k) of the vectors nearest in the coordinates; -1 where there are fewer than k rows."""
         if k > _MOST_NEIGHBOURS:
-            return faiss_io.nearest(self.on_cpu, np.asarray(vectors), k)
+            return self._here.nearest(np.asarray(vectors), k)
         wanted = min(k, len(self._rows))
         centred = torch.as_tensor(vectors).to(self._mean) - self._mean
         queries = (centred @ self._vectors).half().contiguous()
@@ -59,10 +61,6 @@ class GpuIndex:
         ids = np.full((len(queries), k), -1, dtype=np.int64)
         ids[:, :wanted] = found.cpu().numpy()
         return ids
-
-    def coordinates(self, start: int, count: int) -> np.ndarray:
-        """Eigen-coordinates of rows `start` to before `start + count`: (count, k) float32."""
-        return self._rows[start : start + count].float().cpu().numpy()
 
 
 def to_gpu(index: Any, device: str = "cuda") -> GpuIndex:

@@ -1,54 +1,53 @@
 """Which index a collection needs, from its size, its spectrum, the memory there is and the recall wanted.
 
-Scans come first: nothing to tune, and at a few million rows still milliseconds. Beyond, or where memory is short, rows go to
-inverted lists that stay on the disk. Within a kind the fewest coordinates are taken whose expected recall reaches the target
-with a margin (see `index.expected_recall`). The figures say what to expect before hours are spent; what was reached is
+A search looks at stored coordinates of the rows and ranks the best of them, the candidates, from the full latents: the fewer
+coordinates, the more candidates. Of what fits, and reaches the target in expectation and with a margin (see
+`index.expected_recall`), the smallest is taken among those that answer about as soon as the quickest. Scans come first:
+nothing to tune, and at a few million rows still milliseconds. Beyond, or where memory is short, rows go to inverted lists
+that stay on the disk. The figures say what to expect before hours are spent (see `index.costs`); what was reached is
 measured after building, see `index.recall`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil, sqrt
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from functools import cache
+from math import ceil, inf, sqrt
+from typing import get_args
 
 import numpy as np
 
 from manifold.errors import InputError
 
-from .expected_recall import expected_recall
+from .costs import (
+    INVERTED,
+    PQ_CENTROIDS,
+    Kind,
+    build_seconds,
+    code_bytes,
+    fixed_bytes,
+    pq_groups,
+    query_seconds,
+    stored_errors,
+)
+from .expected_recall import expected_recall, gathered
 
-__all__ = [
-    "CANDIDATES", "DEFAULT_MEMORY_BYTES", "DEFAULT_RECALL", "INVERTED", "Kind", "Plan", "bytes_text", "parse_bytes",
-    "plan_index",
-]  # fmt: skip
+__all__ = ["DEFAULT_MEMORY_BYTES", "DEFAULT_RECALL", "Plan", "bytes_text", "parse_bytes", "plan_index"]
 
-Kind = Literal["Flat", "SQfp16", "SQ8", "RaBitQ", "HNSW", "IVF-Flat", "IVF-SQ8", "IVF-PQ"]
-
-CANDIDATES = 5
-"""Rows ranked exactly for each neighbour asked for; plans count on 50 for 10."""
 DEFAULT_MEMORY_BYTES = 2**30
 DEFAULT_RECALL = 0.99
 
-INVERTED = ("IVF-Flat", "IVF-SQ8", "IVF-PQ")
-_LEAST_RANK, _MOST_RANK, _RANK_STEP = 16, 256, 8
+_RANKS = (*range(16, 128, 8), *range(128, 257, 16))
+_CANDIDATES = (50, 60, 70, 80, 90, 100, 120, 140, 160, 180, 200)
+_AS_QUICK = 1.1
+"""Times of queries within this factor count as equal."""
 _MISSES = 0.5
 """Share of the misses allowed that is planned for: data are not quite Gaussian, and 2,000 CIFAR-10 images missed more than
 three times as many as expected."""
 _SCAN_UP_TO = 2_000_000
-_GRAPH_BYTES = 274
-"""HNSW32: 64 links at the bottom, a few above, and their offsets."""
 _ROWS_A_LIST = 40
 _BATCH_SHARE, _BATCH_BYTES = 1 / 16, (2**20, 64 * 2**20)
-_PQ_ROWS, _PQ_CENTROIDS = 65_536, 256
-_BRUTE_FORCE_BYTES = 3 * 4 * 320
-"""For each row of a batch: distances to the held-out queries of the recall report."""
-# Mean square error of a stored coordinate, as a share of the variance of what it is coded with; measured on normal rows.
-_SQ8_ERROR = (9 / 255) ** 2 / 12
-_PQ_LOSS = 1.3
-_RABITQ_ERROR = {1: 0.31, 2: 0.1, 3: 0.035, 4: 0.0115}
-# One core; the order of magnitude is what counts.
-_READ_BYTES_S, _FLOPS, _LINK_S = 1e9, 2e10, 2e-6
+_SAMPLE_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,12 @@ class Plan:
     """Memory that searching holds; inverted lists stay on the disk."""
     build_seconds: float
     """Rough, for one core."""
+    query_seconds: float
+    """Rough, for one query of a clean latent on one core."""
+    candidates: int
+    """Rows ranked exactly for 10 neighbours."""
     expected_recall: float
-    """Share of the 10 nearest among 50 candidates, for Gaussian data of this spectrum, all lists looked at."""
+    """Share of the 10 nearest among the candidates, for Gaussian data of this spectrum, all lists looked at."""
     target_recall: float
 
     def sentence(self) -> str:
@@ -88,9 +91,10 @@ class Plan:
         detail += f", {self.groups} bytes a row" if self.groups else f", {self.bits} bits each" if self.bits else ""
         wanted = "" if self.expected_recall >= self.target_recall else f", {self.target_recall:g} wanted"
         return (
-            f"plan: {self.kind} over {self.k} coordinates{detail}; file {bytes_text(self.index_bytes)}, memory "
-            f"{bytes_text(self.build_bytes)} to build and {bytes_text(self.search_bytes)} to search, about "
-            f"{_seconds_text(self.build_seconds)}; expected recall {self.expected_recall:.3f}{wanted}"
+            f"plan: {self.kind} over {self.k} coordinates{detail}, {self.candidates} candidates for 10 neighbours; file "
+            f"{bytes_text(self.index_bytes)}, memory {bytes_text(self.build_bytes)} to build and "
+            f"{bytes_text(self.search_bytes)} to search, about {_seconds_text(self.build_seconds)}; expected recall "
+            f"{self.expected_recall:.3f}{wanted}"
         )
 
 
@@ -111,12 +115,12 @@ def plan_index(
         eigvals: known variances, descending, at most d; coordinates are taken from these.
         memory: bytes that the index may take, in building and in searching, beside the program and the statistics; a number
             or a text such as "4G".
-        recall: share of the true 10 nearest neighbours wanted among 50 candidates, above 0 and below 1.
-        kind: one of `Kind`; the first that fits and reaches the recall, unless given.
-        rank: coordinates; as few as reach the recall, a multiple of 8 from 16 to 256, unless given.
+        recall: share of the true 10 nearest neighbours wanted among the candidates, above 0 and below 1.
+        kind: one of `Kind`; the quickest that fits and reaches the recall, unless given.
+        rank: coordinates; what answers soonest, a multiple of 8 from 16 to 256, unless given.
         tail_var: variance of each of the d - len(eigvals) directions without an eigenvalue of their own.
 
-    Returns: the plan. If no kind reaches the recall, that which comes nearest to it.
+    Returns: the plan, with 50 to 200 candidates for 10 neighbours. If no kind reaches the recall, that which comes nearest.
 
     Raises: InputError if no kind fits into the memory, naming one that would, and with how much; or if an argument is out of
         range.
@@ -128,9 +132,9 @@ def plan_index(
         raise InputError(f"the recall wanted must lie between 0 and 1, it is {recall}")
     if kind is not None and kind not in get_args(Kind):
         raise InputError(f"the kind of index must be one of {', '.join(get_args(Kind))}, it is {kind!r}")
-    if kind == "IVF-PQ" and count < _PQ_CENTROIDS:
+    if kind == "IVF-PQ" and count < PQ_CENTROIDS:
         raise InputError(
-            f"IVF-PQ learns from at least {_PQ_CENTROIDS} rows, there are {count}; choose another kind, such as SQ8"
+            f"IVF-PQ learns from at least {PQ_CENTROIDS} rows, there are {count}; choose another kind, such as SQ8"
         )
     if count < 1:
         raise InputError("an index needs at least one row")
@@ -138,19 +142,30 @@ def plan_index(
         raise InputError(f"the rank must lie between 1 and the manifold's {len(eigvals)}, it is {rank}")
     spectrum = np.concatenate([np.asarray(eigvals, dtype=np.float64), np.full(d - len(eigvals), tail_var)])
     ranks = [rank] if rank is not None else _ranks(spectrum, len(eigvals))
-    makers = [(str(kind), bits) for bits in ((4, 2, 1) if kind == "RaBitQ" else (0,))] if kind else _order(count)
+    modes = gathered(spectrum, max(_RANKS[-1], *ranks))
+    fewest = cache(lambda k: _with_candidates(_sized("Flat", 0, k, count, d, allowed, recall), modes).candidates)
+    groups = [[(kind, bits)] for bits in ((4, 2, 1) if kind == "RaBitQ" else (0,))] if kind else _order(count)
     best: Plan | None = None
     cheapest: Plan | None = None
-    for name, bits in makers:
-        for plan in (_plan(name, bits, k, count, d, spectrum, recall, allowed) for k in ranks):
-            if cheapest is None or _needs(plan) < _needs(cheapest):
-                cheapest = plan
-            if _needs(plan) > allowed:
-                break
-            if 1 - plan.expected_recall <= _MISSES * (1 - recall):
-                return plan
-            if best is None or plan.expected_recall > best.expected_recall:
-                best = plan
+    for group in groups:
+        will_do: list[Plan] = []
+        for name, bits in group:
+            for k in ranks:
+                plan = _sized(name, bits, k, count, d, allowed, recall)
+                if cheapest is None or _needs(plan) < _needs(cheapest):
+                    cheapest = plan
+                if _needs(plan) > allowed:
+                    break
+                if _timed(plan, d, fewest(k)).query_seconds > _AS_QUICK * _quickest(will_do):
+                    continue
+                plan = _with_candidates(plan, modes)
+                if _reaches(plan):
+                    will_do.append(plan)
+                elif best is None or plan.expected_recall > best.expected_recall:
+                    best = plan
+        if will_do:
+            quick = [plan for plan in will_do if plan.query_seconds <= _AS_QUICK * _quickest(will_do)]
+            return min(quick, key=lambda plan: plan.index_bytes)
     if best is not None:
         return best
     assert cheapest is not None
@@ -190,10 +205,15 @@ def _seconds_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
-def _order(count: int) -> list[tuple[str, int]]:
-    """Kinds to try, the most precise first; RaBitQ with fewer and fewer bits."""
-    scans: list[tuple[str, int]] = [("Flat", 0), ("SQfp16", 0), ("SQ8", 0), ("RaBitQ", 4), ("RaBitQ", 2)]
-    return [*scans, ("IVF-SQ8", 0)] if count <= _SCAN_UP_TO else [("IVF-SQ8", 0), *scans[2:]]
+def _order(count: int) -> list[list[tuple[str, int]]]:
+    """Groups of kinds to try: of the first that has one that will do, the quickest. RaBitQ with fewer and fewer bits."""
+    scans: list[list[tuple[str, int]]] = [[("Int8", 0), ("SQ8", 0), ("SQfp16", 0), ("Flat", 0)]]
+    scans += [[("RaBitQ", 4)], [("RaBitQ", 2)]]
+    return [*scans, [("IVF-SQ8", 0)]] if count <= _SCAN_UP_TO else [[("IVF-SQ8", 0)], *scans]
+
+
+def _quickest(plans: list[Plan]) -> float:
+    return min((plan.query_seconds for plan in plans), default=inf)
 
 
 def _other_way(kind: str | None) -> str:
@@ -205,32 +225,26 @@ def _needs(plan: Plan) -> int:
 
 
 def _ranks(spectrum: np.ndarray, most: int) -> list[int]:
-    """Multiples of 8, up to 256 and to as many directions as vary at all."""
-    varying = min(most, _MOST_RANK, max(int((spectrum > 0).sum()), 1))
-    stepped = list(range(_LEAST_RANK, varying + 1, _RANK_STEP))
-    return stepped if stepped and varying % _RANK_STEP == 0 else [*stepped, varying]
+    """Multiples of 8, of 16 from 128 on, up to 256 and to as many directions as vary at all."""
+    varying = min(most, _RANKS[-1], max(int((spectrum > 0).sum()), 1))
+    stepped = [k for k in _RANKS if k <= varying]
+    return stepped if stepped and stepped[-1] == varying else [*stepped, varying]
 
 
-def _plan(kind: str, bits: int, k: int, count: int, d: int, spectrum: np.ndarray, recall: float, allowed: int) -> Plan:
+def _sized(kind: str, bits: int, k: int, count: int, d: int, allowed: int, recall: float) -> Plan:
+    """What this kind needs with k coordinates, and its time with the fewest candidates."""
     inverted = kind in INVERTED
     lists = max(1, min(ceil(4 * sqrt(count)), count // _ROWS_A_LIST)) if inverted else 0
-    groups = _groups(k) if kind == "IVF-PQ" else 0
-    code = _code_bytes(kind, k, groups, bits)
-    sample = 0 if kind in ("Flat", "SQfp16", "HNSW") else min(max(_ROWS_A_LIST * lists, _PQ_ROWS), count)
-    rotation = 4 * k * k if bits else 0
-    basis = 4 * d * (k + 1) + rotation
-    centroids = 4 * k * lists + (4 * _PQ_CENTROIDS * k if groups else 0) + (8 * k if kind.endswith("SQ8") else 0)
-    row_bytes = code + (8 if inverted else 0) + (_GRAPH_BYTES if kind == "HNSW" else 0)
-    index_bytes = basis + centroids + 16 * lists + count * row_bytes
-    # The sample, and its copy where coordinates are rearranged; a batch as stored, in float32, centred, and projected.
-    training = sample * k * 4 * (2 if groups or bits else 1)
+    groups = pq_groups(k) if kind == "IVF-PQ" else 0
+    sample = 0 if kind in ("Flat", "SQfp16", "HNSW") else min(max(_ROWS_A_LIST * lists, _SAMPLE_ROWS), count)
+    fixed, row_bytes = fixed_bytes(kind, k, d, lists, groups, bits), code_bytes(kind, k, groups, bits)
+    index_bytes = fixed + 16 * lists + count * row_bytes
+    # The sample, and its copy where coordinates are changed; a batch as stored, in float32, centred, and projected.
+    training = sample * k * 4 * (2 if groups or bits or kind == "Int8" else 1)
     least, most = _BATCH_BYTES
     rows = min(count, max(1, min(max(int(_BATCH_SHARE * allowed), least), most) // (4 * d)))
-    batch = rows * (10 * d + 8 * k + _BRUTE_FORCE_BYTES)
-    held = basis + centroids + (16 * count if inverted else count * row_bytes)
-    search = basis + centroids + 16 * lists if inverted else index_bytes
-    errors = spectrum.copy()
-    errors[:k] = _errors(kind, bits, groups, spectrum[:k])
+    batch = rows * (10 * d + 8 * k)
+    held = fixed + (16 * count if inverted else count * row_bytes)
     return Plan(
         kind=kind,  # type: ignore[arg-type]
         k=k,
@@ -241,47 +255,40 @@ def _plan(kind: str, bits: int, k: int, count: int, d: int, spectrum: np.ndarray
         batch_rows=rows,
         training_rows=sample,
         training_bytes=training,
-        build_bytes=basis + max(held + batch, training + batch),
+        build_bytes=max(held, fixed + training) + batch,
         index_bytes=index_bytes,
-        search_bytes=search,
-        build_seconds=_build_seconds(kind, k, count, d, lists, sample),
-        expected_recall=expected_recall(spectrum, errors, count, 10 * CANDIDATES),
+        search_bytes=fixed + 16 * lists if inverted else index_bytes,
+        build_seconds=build_seconds(kind, k, count, d, lists, sample),
+        query_seconds=query_seconds(kind, k, count, d, lists, _CANDIDATES[0]),
+        candidates=_CANDIDATES[0],
+        expected_recall=0.0,
         target_recall=recall,
     )
 
 
-def _code_bytes(kind: str, k: int, groups: int, bits: int) -> int:
-    if kind in ("Flat", "IVF-Flat"):
-        return 4 * k
-    if kind in ("SQfp16", "HNSW"):
-        return 2 * k
-    if kind in ("SQ8", "IVF-SQ8"):
-        return k
-    if kind == "IVF-PQ":
-        return groups
-    return ceil(k / 8) + 8 if bits == 1 else ceil(k / 8) + 12 + ceil(k * (bits - 1) / 8) + 8
+def _timed(plan: Plan, d: int, candidates: int) -> Plan:
+    seconds = query_seconds(plan.kind, plan.k, plan.count, d, plan.lists, candidates)
+    return replace(plan, query_seconds=seconds)
 
 
-def _groups(k: int) -> int:
-    """Groups of two coordinates, or the fewest above two that divide k."""
-    return next(k // size for size in (2, 3, 1) if k % size == 0)
+def _reaches(plan: Plan) -> bool:
+    return 1 - plan.expected_recall <= _MISSES * (1 - plan.target_recall)
 
 
-def _errors(kind: str, bits: int, groups: int, variances: np.ndarray) -> np.ndarray | float:
-    """Expected mean square error of each stored coordinate."""
-    if kind in ("SQ8", "IVF-SQ8"):
-        return variances * _SQ8_ERROR
-    if kind == "RaBitQ":
-        return np.full(len(variances), variances.mean() * _RABITQ_ERROR.get(bits, 4.0**-bits * 3))
-    if kind == "IVF-PQ":
-        size = len(variances) / groups
-        middle = float(np.exp(np.log(np.maximum(variances, 1e-300)).mean()))
-        return np.minimum(middle * 2.0 ** (-16 / size) * _PQ_LOSS, variances)
-    return variances * (2.0**-22 if kind in ("SQfp16", "HNSW") else 0.0)
+def _with_candidates(plan: Plan, modes: tuple[np.ndarray, np.ndarray]) -> Plan:
+    """The plan with as few candidates as reach its recall, or with the most."""
+    variances, weights = modes
+    errors = variances.copy()
+    errors[: plan.k] = stored_errors(plan.kind, plan.bits, plan.groups, variances[: plan.k])
+    d = int(weights.sum())
 
+    def of(candidates: int) -> Plan:
+        found = expected_recall(variances, errors, plan.count, candidates, weights=weights)
+        return replace(_timed(plan, d, candidates), candidates=candidates, expected_recall=found)
 
-def _build_seconds(kind: str, k: int, count: int, d: int, lists: int, sample: int) -> float:
-    flops = 2.0 * count * d * (k + 100) + 2.0 * k * lists * (10 * sample + count)
-    flops += 512.0 * k * (25 * sample + count) if kind == "IVF-PQ" else 0.0
-    links = count * _LINK_S * k * max(np.log2(count), 1) / 10 if kind == "HNSW" else 0.0
-    return 2 * d * count / _READ_BYTES_S + flops / _FLOPS + links
+    low, high, found = 0, len(_CANDIDATES) - 1, of(_CANDIDATES[-1])
+    while low < high and _reaches(found):
+        middle = (low + high) // 2
+        tried = of(_CANDIDATES[middle])
+        low, high, found = (low, middle, tried) if _reaches(tried) else (middle + 1, high, found)
+    return found

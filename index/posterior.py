@@ -8,6 +8,8 @@ the optimal denoiser of a finite set. The sum runs over every row; nothing is ap
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,16 +19,17 @@ from .latents import LatentStore
 
 __all__ = ["posterior"]
 
-_BLOCK = 16
-"""States in one matrix product. Blocks are filled up, so that a state's numbers do not depend on how many come with it."""
+_STATES, _ROWS = 32, 256
+"""Of one matrix product, whose rows stay in the processor's cache. States are filled up to as many, so that a state's numbers
+do not depend on how many come with it."""
 
 
 def posterior(
     store: LatentStore,
     mean: Tensor,
     x_t: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
+    alpha: np.ndarray,
+    sigma: np.ndarray,
     k: int,
     rows: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -42,36 +45,36 @@ def posterior(
     Returns: ids (m, k) int64 by falling probability, then rising id; probabilities (m, k) float64, which sum to 1 over all
         rows of the collection, not over the k; with `rows`, over those: they are conditional on its being one of them.
 
-    Cost: one pass over the latents, n d multiply-adds for each state. Distances are float32 products about the mean; those of
-    the k + 32 nearest rows are taken again in float64.
+    Cost: one pass over the latents, n d multiply-adds for each state, as many for one as for 32; with many states little more
+    than a matrix product of all states with all latents takes. Distances are float32 products about the mean; those of the
+    k + 32 nearest rows are taken again in float64.
     """
     if not len(x_t):
         return np.empty((0, k), dtype=np.int64), np.empty((0, k))
     kept = min(k + SPARE, len(store) if rows is None else len(rows))
-    centred = x_t - alpha[:, None].float() * mean
+    a, width = torch.from_numpy(alpha), torch.from_numpy(2 * sigma**2)
+    centred = x_t - a[:, None].float() * mean
     lengths = torch.stack([one.double().square().sum() for one in centred])
+    blocks = torch.nn.functional.pad(centred, (0, 0, 0, -len(x_t) % _STATES)).split(_STATES)
     best = torch.full((len(x_t), kept), torch.inf, dtype=torch.float64)
     best_ids = torch.full((len(x_t), kept), -1, dtype=torch.int64)
     log_mass = torch.full((len(x_t),), -torch.inf, dtype=torch.float64)
     for numbers, batch in numbered_batches(store, rows):
-        deviations = batch - mean
-        products = _products(centred, deviations)
-        squared = lengths[:, None] - 2 * alpha[:, None] * products
-        squared += alpha[:, None] ** 2 * deviations.double().square().sum(1)
-        squared = squared.clamp_min(0)
-        mass = [torch.logsumexp(-one / (2 * width**2), 0) for one, width in zip(squared, sigma, strict=True)]
-        log_mass = torch.logaddexp(log_mass, torch.stack(mass))
-        best, chosen = torch.cat([best, squared], 1).topk(kept, largest=False)
-        best_ids = torch.cat([best_ids, numbers.expand(len(x_t), -1)], 1).gather(1, chosen)
+        products, squares = _products(blocks, batch, mean)
+        squared = products[: len(x_t)].double().mul_(-2 * a[:, None])
+        squared.addcmul_((a**2)[:, None], squares).add_(lengths[:, None]).clamp_min_(0)
+        near, chosen = squared.topk(min(kept, len(batch)), largest=False)
+        best, places = torch.cat([best, near], 1).topk(kept, largest=False)
+        best_ids = torch.cat([best_ids, numbers[chosen]], 1).gather(1, places)
+        log_mass = torch.logaddexp(log_mass, squared.div_(-width[:, None]).logsumexp(1))
     ids = np.empty((len(x_t), k), dtype=np.int64)
     probabilities = np.empty((len(x_t), k))
     for row in range(len(x_t)):
-        exact = _exact_squared(store, best_ids[row].numpy(), x_t[row], float(alpha[row]))
-        width = 2 * float(sigma[row]) ** 2
+        exact = _exact_squared(store, best_ids[row].numpy(), x_t[row], float(a[row]))
         # The roughly known rows leave the sum and come back with their exact distances.
-        rough = torch.logsumexp(-best[row] / width, 0)
+        rough = torch.logsumexp(-best[row] / width[row], 0)
         others = _log_difference(log_mass[row], rough)
-        logits = torch.from_numpy(-exact / width)
+        logits = torch.from_numpy(-exact) / width[row]
         total = torch.logaddexp(others, torch.logsumexp(logits, 0))
         order = np.lexsort((best_ids[row].numpy(), exact))[:k]
         ids[row] = best_ids[row].numpy()[order]
@@ -79,11 +82,17 @@ def posterior(
     return ids, probabilities
 
 
-def _products(states: Tensor, rows: Tensor) -> Tensor:
-    """states @ rows.T, (m, n), in blocks of one shape."""
-    padding = -len(states) % _BLOCK
-    padded = torch.nn.functional.pad(states, (0, 0, 0, padding))
-    return torch.cat([block @ rows.T for block in padded.split(_BLOCK)])[: len(states)]
+def _products(blocks: Sequence[Tensor], batch: np.ndarray, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Products (states, rows) of centred states with the rows of a batch about the mean, and the rows' squares (rows,)."""
+    products = torch.empty(_STATES * len(blocks), len(batch))
+    squares = torch.empty(len(batch), dtype=torch.float64)
+    for low in range(0, len(batch), _ROWS):
+        part = slice(low, min(low + _ROWS, len(batch)))
+        deviations = torch.from_numpy(batch[part]).float().sub_(mean)
+        squares[part] = torch.linalg.vector_norm(deviations, dim=1).double().square()
+        for number, block in enumerate(blocks):
+            products[number * _STATES : (number + 1) * _STATES, part] = (deviations @ block.T).T
+    return products, squares
 
 
 def _exact_squared(store: LatentStore, ids: np.ndarray, x_t: Tensor, alpha: float) -> np.ndarray:

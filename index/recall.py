@@ -4,7 +4,7 @@ Two sorts of queries are made from seeded rows of the collection. Noisy states x
 spectrum: those at which three quarters, one half and one quarter of the variance are decided,
 sum lambda^2 / (lambda + sigma^2) = share * sum lambda. And clean latents that are not in the collection: draws from the
 Gaussian posterior p(x0 | x_t) at the middle level. For each the latents truly nearest to its closed-form end are found
-from the full latents, in the same pass that fills the index, and compared with what `Searcher.search` returns.
+from the full latents, in a pass of its own, and compared with what `Searcher.search` returns.
 
 recall@10 is the mean share of the 10 true neighbours returned, recall@1 how often the first is the truth's first. Rows as
 near as those count as found. Intervals are Wilson's at 95 %, with one trial for each query: neighbours of one query are not
@@ -24,13 +24,13 @@ from torch import Tensor
 from manifold.gaussian import GaussianManifold
 
 from .latents import LatentStore
-from .plan import CANDIDATES, Plan
+from .plan import Plan
 from .progress import Progress, silent
 
 if TYPE_CHECKING:
     from .search import Searcher
 
-__all__ = ["Cell", "Truth", "calibrate", "measure_recall", "noise_levels", "wilson"]
+__all__ = ["Cell", "Truth", "calibrate", "measure_recall", "quartile_levels", "wilson"]
 
 _SHARES = (0.75, 0.5, 0.25)
 _QUERIES = 50
@@ -41,6 +41,7 @@ _MARGIN = 10
 _LIMIT_S = 120.0
 _EQUAL = 1e-5
 _ENOUGH = 0.005
+_BATCH_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,18 @@ class Cell:
 
 
 class Truth:
-    """Exact neighbours of held-out states, found batch by batch.
+    """Exact neighbours of held-out states among all latents.
 
     Arguments
         manifold: fitted to the collection. store: its latents. seed: of rows and noise.
+        progress: told of ("truth", rows done, rows in all).
 
-    Cost: for each batch one product of (rows, d) by (d, 232), float32.
+    Cost: one pass over the latents, 232 d multiply-adds a row, float32.
     """
 
-    def __init__(self, manifold: GaussianManifold, store: LatentStore, seed: int = 0) -> None:
+    def __init__(
+        self, manifold: GaussianManifold, store: LatentStore, *, seed: int = 0, progress: Progress = silent
+    ) -> None:
         self.manifold = manifold
         self._store = store
         self.neighbours = min(_NEIGHBOURS, len(store))
@@ -76,9 +80,15 @@ class Truth:
         self._queries = torch.cat(self._centres).float()
         self._best = torch.full((len(self._queries), self.neighbours + _MARGIN), torch.inf)
         self._ids = torch.full(self._best.shape, -1, dtype=torch.int64)
+        done = 0
+        progress("truth", 0, len(store))
+        for batch in store.batches(max(1, _BATCH_BYTES // (4 * store.d))):
+            self._look_at(batch, done)
+            done += len(batch)
+            progress("truth", done, len(store))
 
-    def update(self, batch: np.ndarray, start: int) -> None:
-        """Look at rows `start` to before `start + m`: latents (m, d)."""
+    def _look_at(self, batch: np.ndarray, start: int) -> None:
+        """Rows `start` to before `start + m`: latents (m, d)."""
         centred = torch.from_numpy(batch).float() - self.manifold.mean.float()
         squared = centred.square().sum(1) - 2 * self._queries @ centred.T
         numbers = torch.arange(start, start + len(batch)).expand(len(squared), -1)
@@ -102,7 +112,7 @@ class Truth:
         return (self._centres[number] + self._mean).float().numpy()
 
 
-def noise_levels(manifold: GaussianManifold) -> list[float]:
+def quartile_levels(manifold: GaussianManifold) -> list[float]:
     """The sigmas at which 75, 50 and 25 % of the variance are decided; by bisection of a falling function."""
     eigvals = np.concatenate(
         [manifold.eigvals.double().numpy(), np.full(manifold.d - manifold.k, manifold.tail_var, dtype=np.float64)]
@@ -123,7 +133,7 @@ def noise_levels(manifold: GaussianManifold) -> list[float]:
 
 def _cells(manifold: GaussianManifold, store: LatentStore, seed: int) -> list[Cell]:
     generator = torch.Generator().manual_seed(seed)
-    levels = noise_levels(manifold)
+    levels = quartile_levels(manifold)
     middle = levels[len(levels) // 2]
 
     def noisy(sigma: float, m: int) -> Tensor:
@@ -146,18 +156,20 @@ def calibrate(index: Any, truth: Truth, plan: Plan) -> int | None:
     Returns: inverted lists probed, or nodes kept of a graph; None for a scan, which has no such choice.
     """
     from . import faiss_io
+    from .cpu_index import CpuIndex
 
     most = plan.lists or 1024
     if not faiss_io.set_effort(index, 1):
         return None
     number = next(i for i, cell in enumerate(truth.cells) if cell.for_calibration)
     ids, _ = truth.of(number)
-    wanted = min(CANDIDATES * truth.neighbours, plan.count)
+    wanted = min(plan.candidates, plan.count)
+    searched = CpuIndex(index)
     efforts = sorted({most, *(2**power for power in range(0 if plan.lists else 5, 20) if 2**power < most)})
     reached = []
     for effort in efforts:
         faiss_io.set_effort(index, effort)
-        found = faiss_io.nearest(index, truth.centres(number), wanted)
+        found = searched.nearest(truth.centres(number), wanted)
         reached.append(float(np.mean([np.isin(true, near).mean() for true, near in zip(ids, found, strict=True)])))
         if reached[-1] >= plan.target_recall:
             break
@@ -170,8 +182,8 @@ def calibrate(index: Any, truth: Truth, plan: Plan) -> int | None:
 def measure_recall(searcher: Searcher, truth: Truth, *, progress: Progress = silent) -> dict[str, Any]:
     """Compare what a search returns with the truth.
 
-    Returns: the report of the card: for each noise level, and for all states together, recall@1 and recall@10
-        with their intervals. Cells that would take more than two minutes in all are left out and named.
+    Returns: the report of the card: among how many rows, and for each noise level and all states together recall@1 and
+        recall@10 with their intervals. Cells that would take more than two minutes in all are left out and named.
     """
     began = time.monotonic()
     cells, left_out, firsts, shares = [], [], [], []
@@ -191,6 +203,7 @@ def measure_recall(searcher: Searcher, truth: Truth, *, progress: Progress = sil
         shares.append(near.mean(1))
     progress("recall", len(judged), len(judged))
     return {
+        "count": len(searcher.workspace.latents),
         "neighbours": truth.neighbours,
         "all": asdict(_Figures.of(np.concatenate(firsts), np.concatenate(shares))),
         "cells": cells,

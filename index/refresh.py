@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import numpy as np
 import torch
 
 from manifold.errors import ManifoldWarning
-from manifold.files import atomic_path, load_tensors, read_json, sha256_file, write_json
+from manifold.files import TEMPORARY_PREFIX, atomic_path, load_tensors, read_json, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
 
-from .build import build_index, latents_checksum, plan_workspace
+from .build import build_index, latents_checksum, measure_index, plan_workspace
+from .costs import INVERTED
 from .fit import refit_workspace
+from .inverted_file import InvertedLists, write_inverted_file
 from .progress import Progress, silent
 from .statistics import load_manifold
 from .workspace import Workspace, writing
@@ -34,6 +37,8 @@ _SHARE_LOST = 0.05
 """The basis is outgrown when it holds this much less of the added rows' variance than it held of the rows it was made from,
 and than a new one would hold. It is made to hold 95 %, so what it misses has then about doubled. The second condition keeps
 few rows from raising a false alarm: a basis always holds more of the rows it was made from than of others like them."""
+_RECALL_HOLDS = 0.25
+"""The recall in the card is measured again once the rows are more or fewer by this share than when it was."""
 _BATCH_BYTES = 64 * 2**20
 
 
@@ -89,7 +94,9 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
 
     Rows added since are projected and appended. If rows were removed, the index is emptied and filled again, which leaves
     nothing of them in the file. An index that does not belong to its card, as a process killed between writing the two
-    leaves it, is built anew. Inverted lists are read into memory for it, whatever they were planned for.
+    leaves it, is built anew. Inverted lists are copied from file to file, one at a time. The recall in the card is that of
+    the rows it was measured among (`recall.count`); it is measured again when their number has changed by more than a
+    quarter.
 
     Returns: the card, as written to WS/index/image.json.
 
@@ -109,15 +116,9 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
         manifold = load_manifold(opened)
         sound = opened.index_path.is_file() and sha256_file(opened.index_path) == card["index_sha256"]
         if sound:
-            index = faiss_io.read_whole_index(opened.index_path)
-            start = _covered(opened, card)
-            if start is None:
-                index.reset()
-            first, last = start or 0, len(opened.latents)
-            mean, vectors = faiss_io.basis(index)
-            _append(opened, index, first, progress)
+            start, last = _covered(opened, card), len(opened.latents)
             with atomic_path(opened.index_path) as path:
-                faiss_io.write_index(index, path)
+                mean, vectors = faiss_io.basis(_extended(opened, card["kind"], start, path, progress))
             origin = {
                 "stats_sha256": card["stats_sha256"],
                 "count": card["count"],
@@ -136,9 +137,14 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
             write_json(opened.index_card_path, card)
             if start is not None and start < last:
                 _warn_if_outgrown(opened, card, manifold, mean, vectors, start)
-    if sound:
-        return card
-    return build_index(root, rank=min(int(card["k"]), manifold.k), kind=card["kind"], memory=2**60, progress=progress)
+    if not sound:
+        return build_index(
+            root, rank=min(int(card["k"]), manifold.k), kind=card["kind"], memory=2**60, progress=progress
+        )
+    measured = card.get("recall", {}).get("count")
+    if measured is not None and abs(last - measured) > _RECALL_HOLDS * measured:
+        return measure_index(root, progress=progress)
+    return card
 
 
 def _is_current(workspace: Workspace, card: dict[str, Any]) -> bool:
@@ -160,12 +166,35 @@ def _covered(workspace: Workspace, card: dict[str, Any]) -> int | None:
     return None
 
 
-def _append(workspace: Workspace, index: Any, start: int, progress: Progress) -> None:
-    store = workspace.latents
-    progress("index", start, len(store))
-    for batch in store.batches(max(1, _BATCH_BYTES // (4 * store.d)), start):
-        index.add(batch.astype(np.float32))
-        progress("index", index.ntotal, len(store))
+def _extended(workspace: Workspace, kind: str, start: int | None, path: Path, progress: Progress) -> Any:
+    """Write the index with the rows from `start` on added to `path`; with all rows anew if `start` is None."""
+    from . import faiss_io
+
+    store, first = workspace.latents, start or 0
+    inverted = kind in INVERTED
+    index = (faiss_io.read_index if inverted else faiss_io.read_whole_index)(workspace.index_path)
+    if inverted or start is None:
+        index = faiss_io.emptied(index)
+
+    def rows() -> Iterator[np.ndarray]:
+        done = first
+        progress("index", done, len(store))
+        for batch in store.batches(max(1, _BATCH_BYTES // (4 * store.d)), first):
+            yield faiss_io.eigen_coordinates(index, batch)
+            done += len(batch)
+            progress("index", done, len(store))
+
+    if inverted:
+        storage = faiss_io.storage_of(index)
+        encoded = (faiss_io.assign_and_encode(index, coords) for coords in rows())
+        header = faiss_io.empty_file(index, len(store))
+        old = InvertedLists(workspace.index_path, len(header), storage.nlist, storage.code_size) if first else None
+        write_inverted_file(path, header, storage.nlist, encoded, path.with_name(f"{TEMPORARY_PREFIX}codes"), old)
+    else:
+        for coords in rows():
+            faiss_io.take(index, coords)
+        faiss_io.write_index(index, path)
+    return index
 
 
 def _share(manifold: GaussianManifold, vectors: np.ndarray) -> float:

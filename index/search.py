@@ -17,9 +17,12 @@ At sigma = 0 all three are the nearest latents.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
+from math import ceil, sqrt
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -30,23 +33,27 @@ from manifold.files import read_json, sha256_file
 from manifold.gaussian import GaussianManifold, Level
 
 from .build import INDEX_SCHEMA, latents_checksum
+from .cpu_index import CpuIndex
 from .exhaustive import nearest_rows
 from .filters import Condition, Where, parse_where, rows_where
 from .latents import LatentStore
-from .plan import CANDIDATES
 from .posterior import posterior
 from .statistics import load_manifold
 from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .gpu_index import GpuIndex
 
 __all__ = ["Hits", "Question", "Searcher"]
 
 Question = Literal["source", "target", "endpoint"]
 
-_LEAST_CANDIDATES = 50
 _ROUGH = 1e-5
 """How far a distance in float32 may be off, as a share of itself and of the query's length."""
 _LARGEST = 1e7
 """Beyond values and levels like this the squares of distances leave float32."""
+_LEAST_NEIGHBOURS = 10
+"""Candidates are planned for as many; a search for fewer looks at no fewer."""
 _FILTERS_KEPT = 32
 _BLOCK = 16
 """States in one matrix product."""
@@ -80,15 +87,20 @@ class Searcher:
         self.manifold = manifold
         self.card = card
         self._store = workspace.latents
-        self._index = index
+        self._index: CpuIndex | GpuIndex = CpuIndex(index)
         self._filters: dict[tuple[Condition, ...], np.ndarray] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path, device: str | None = None) -> Self:
         """Open the index of the workspace in folder `path`, checking that all parts belong together.
 
-        Raises: InputError if there is no workspace; NotFittedError if it is not fitted or indexed; FormatError if a file is
-            damaged; MismatchError if statistics or latents changed since the index was built or brought up to them.
+        Arguments
+            path: the workspace's folder.
+            device: a CUDA device on which candidates are found, see `index.gpu_index`; the processor unless given.
+
+        Raises: InputError if there is no workspace, or no such device; NotFittedError if it is not fitted or indexed;
+            FormatError if a file is damaged; MismatchError if statistics or latents changed since the index was built or
+            brought up to them; MissingExtraError for a device without faiss-gpu.
         """
         from .faiss_io import read_index
 
@@ -111,7 +123,12 @@ class Searcher:
         manifold = load_manifold(workspace)
         if sha256_file(workspace.stats_path) != card["stats_sha256"]:
             raise MismatchError(f"{workspace.index_path} was built from other statistics; {remedy}")
-        return cls(workspace, manifold, read_index(workspace.index_path), card)
+        searcher = cls(workspace, manifold, read_index(workspace.index_path), card)
+        if device is not None:
+            from .gpu_index import to_gpu
+
+            searcher._index = to_gpu(searcher._index.on_cpu, device)
+        return searcher
 
     def search(
         self,
@@ -140,9 +157,10 @@ class Searcher:
         Raises: InputError (question, k, levels, conditions, no row meets them, or a prediction for a question that takes
             none); ShapeError (width); NonFiniteError naming the state.
 
-        Cost: `endpoint` and `target` one FAISS search; `source` one pass over the latents. `source` is exact. The others
-        rank exactly, in float64, 5 k candidates (at least 50) found in the coordinates. With
-        conditions all three are exact, and take one pass over the latents of the rows that meet them.
+        Cost: `endpoint` and `target` the closed form (for noisy states; two products with all eigenvectors) and one FAISS
+        search; `source` one pass over the latents. `source` is exact. The others rank exactly, in float64, candidates found
+        in the coordinates, as many as the index was planned for. With conditions all three are exact, and take one pass over
+        the latents of the rows that meet them.
         """
         if question not in get_args(Question):
             raise InputError(f"question must be one of {', '.join(get_args(Question))}, it is {question!r}")
@@ -155,18 +173,18 @@ class Searcher:
                 f"x0_hat is a prediction for each of {len(flat)} states, for the question target; it came with "
                 f"{question} and has {len(predicted)} rows"
             )
-        a, s = self._level("alpha", alpha, len(flat)), self._level("sigma", sigma, len(flat))
-        if bool((a <= 0).any()):
+        a, s = _level("alpha", alpha, len(flat)), _level("sigma", sigma, len(flat))
+        if not (a > 0).all():
             raise InputError("alpha must be above 0: pure noise says nothing about its source")
         rows = self._allowed(where)
         k = min(k, len(self._store) if rows is None else len(rows))
-        clean = s == 0
-        if question == "source" and not bool(clean.any()):
+        noisy = s > 0
+        if question == "source" and noisy.all():
             ids, scores = posterior(self._store, self.manifold.mean, flat, a, s, k, rows)
             return self._hits(ids, scores, "probability", rows)
-        if question == "source" and not bool(clean.all()):
+        if question == "source" and noisy.any():
             raise InputError("ask for the source of clean and of noisy states in separate calls")
-        ids, scores = self._by_distance(self._endpoints(flat, a, s, predicted), k, rows)
+        ids, scores = self._by_distance(self._endpoints(flat, a, s, noisy, predicted), k, rows)
         if question == "source":
             return self._hits(ids, _shares(scores), "probability", rows)
         return self._hits(ids, scores, "distance", rows)
@@ -192,67 +210,80 @@ class Searcher:
 
     def _states(self, x_t: Tensor) -> Tensor:
         flat = self.manifold._flat(x_t)
+        if not len(flat):
+            return flat
+        low, high = (float(end) for end in flat.aminmax())
+        if low >= -_LARGEST and high <= _LARGEST:  # neither holds if there is a NaN
+            return flat
         finite = flat.isfinite().all(1)
         if not bool(finite.all()):
             raise NonFiniteError(f"state {int(finite.int().argmin())} has NaN or infinity")
         largest = flat.abs().amax(1)
-        if bool((largest > _LARGEST).any()):
-            raise InputError(
-                f"state {int(largest.argmax())} has values up to {float(largest.max()):.2g}, far beyond any latent; "
-                "check how it is scaled"
-            )
-        return flat
+        raise InputError(
+            f"state {int(largest.argmax())} has values up to {float(largest.max()):.2g}, far beyond any latent; "
+            "check how it is scaled"
+        )
 
-    def _level(self, name: str, value: Level, n: int) -> Tensor:
-        level = torch.as_tensor(value, dtype=torch.float64)
-        if level.ndim > 1 or (level.ndim == 1 and len(level) != n):
-            raise InputError(
-                f"{name} must be a number or one for each of the {n} states, it has shape {tuple(level.shape)}"
-            )
-        used = level[level > 0]
-        if not bool((level >= 0).all() and (used >= 1 / _LARGEST).all() and (used <= _LARGEST).all()):
-            raise InputError(f"{name} must be 0 or between {1 / _LARGEST:g} and {_LARGEST:g}, it is {level.tolist()}")
-        return level.expand(n)
-
-    def _endpoints(self, flat: Tensor, a: Tensor, s: Tensor, predicted: Tensor | None) -> Tensor:
+    def _endpoints(
+        self, flat: Tensor, a: np.ndarray, s: np.ndarray, noisy: np.ndarray, predicted: Tensor | None
+    ) -> np.ndarray:
         """Where each state ends, (n, d) float64; a clean state is there already, to the last bit.
 
         In blocks of one shape, filled up with the last state: results must depend neither on how a caller cuts a batch
         nor on the number of threads, and the product of a single row is shared out among them.
         """
-        ends = flat.double() / a[:, None]
-        noisy = s.nonzero().flatten()
-        for states in noisy.split(_BLOCK) if len(noisy) else ():
-            filled = torch.cat([states, states[-1:].expand(_BLOCK - len(states))])
-            hint = None if predicted is None else predicted[filled]
-            ends[states] = self.manifold.endpoint(flat[filled], a[filled], s[filled], hint)[: len(states)].double()
+        ends = flat.double().numpy()
+        ends /= a[:, None]
+        if noisy.any():
+            alpha, sigma = torch.from_numpy(a), torch.from_numpy(s)
+            for states in torch.from_numpy(np.flatnonzero(noisy)).split(_BLOCK):
+                filled = torch.cat([states, states[-1:].expand(_BLOCK - len(states))])
+                hint = None if predicted is None else predicted[filled]
+                found = self.manifold.endpoint(flat[filled], alpha[filled], sigma[filled], hint)
+                ends[states.numpy()] = found[: len(states)].double().numpy()
         return ends
 
-    def _by_distance(self, targets: Tensor, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _by_distance(self, targets: np.ndarray, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Nearest latents, candidates ranked in float64, ties by row number, state by state."""
-        from .faiss_io import nearest
+        from .faiss_io import half_distances
 
-        if rows is None:
-            candidates = nearest(self._index, targets.float().numpy(), self._candidates(k))
-        else:
-            candidates = nearest_rows(self._store, rows, self.manifold.mean, targets, k)
         ids = np.empty((len(targets), k), dtype=np.int64)
         scores = np.empty((len(targets), k))
-        for state, target in enumerate(targets.numpy()):
-            chosen = candidates[state][candidates[state] >= 0]
+        for state, (target, near) in enumerate(zip(targets, self._candidates(targets, k, rows), strict=True)):
+            chosen = np.sort(near[near >= 0])
             stored = self._store.read(chosen)
             if len(chosen) > k:
-                rough = np.linalg.norm(target.astype(np.float32) - stored.astype(np.float32), axis=1)
-                slack = _ROUGH * (rough + float(np.linalg.norm(target)))
-                near = rough - slack <= np.partition(rough + slack, k - 1)[k - 1]
-                chosen, stored = chosen[near], stored[near]
-            distances = np.linalg.norm(target - stored.astype(np.float64), axis=1)
+                rough = half_distances(stored, target.astype(np.float32))
+                slack = _ROUGH * (rough + sqrt(float(target @ target)))
+                kept = np.flatnonzero(rough - slack <= np.partition(rough + slack, k - 1)[k - 1])
+                stored, chosen = stored[kept], chosen[kept]
+            away = torch.from_numpy(stored).double().numpy()
+            away -= target
+            distances = np.sqrt(np.square(away, out=away).sum(axis=1))
             order = np.lexsort((chosen, distances))[:k]
             ids[state], scores[state] = chosen[order], distances[order]
         return ids, scores
 
-    def _candidates(self, k: int) -> int:
-        return min(max(CANDIDATES * k, _LEAST_CANDIDATES), len(self._store))
+    def _candidates(self, targets: np.ndarray, k: int, rows: np.ndarray | None) -> Iterable[np.ndarray]:
+        """For each target the numbers of the rows to rank; -1 stands for none."""
+        if rows is not None:
+            return nearest_rows(self._store, rows, self.manifold.mean, torch.from_numpy(targets), k)
+        if not len(targets):
+            return ()
+        count = ceil(max(k, _LEAST_NEIGHBOURS) * self.card["candidates"])
+        if count >= len(self._store):
+            return repeat(np.arange(len(self._store)), len(targets))
+        return self._index.nearest(targets.astype(np.float32), count)
+
+
+def _level(name: str, value: Level, n: int) -> np.ndarray:
+    """One level for each of n states, (n,) float64, all 0 or within what distances can be taken of."""
+    level = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
+    if level.ndim > 1 or (level.ndim == 1 and len(level) != n):
+        raise InputError(f"{name} must be a number or one for each of the {n} states, it has shape {level.shape}")
+    if not ((level == 0) | ((level >= 1 / _LARGEST) & (level <= _LARGEST))).all():
+        raise InputError(f"{name} must be 0 or between {1 / _LARGEST:g} and {_LARGEST:g}, it is {level.tolist()}")
+    return np.full(n, level)
 
 
 def _shares(distances: np.ndarray) -> np.ndarray:

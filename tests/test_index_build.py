@@ -70,7 +70,7 @@ def test_equal_builds_give_equal_bytes(fitted, kind):
 
 
 @pytest.mark.parametrize("kind", faiss_io.KINDS)
-@pytest.mark.parametrize("stage", ["index", "recall"])
+@pytest.mark.parametrize("stage", ["index", "truth", "recall"])
 def test_a_stopped_build_leaves_nothing_of_itself(fitted, kind, stage, monkeypatch):
     """Neither half a file nor a changed earlier index, wherever it stops; memory so small that there are several batches."""
     build_index(fitted, kind="SQ8", rank=8)

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from index import faiss_io, inverted_file
+from index.costs import INVERTED
+from index.cpu_index import CpuIndex
 from index.inverted_file import write_inverted_file
-from index.plan import INVERTED
 from manifold.errors import FormatError
 
 D, K, N = 40, 16, 3000
 LOSS = {
-    "Flat": 1e-5, "SQfp16": 1e-3, "SQ8": 0.02, "RaBitQ": 0.15, "HNSW": 1e-3,
+    "Flat": 1e-5, "SQfp16": 1e-3, "SQ8": 0.02, "Int8": 0.05, "RaBitQ": 0.15, "HNSW": 1e-3,
     "IVF-Flat": 1e-5, "IVF-SQ8": 0.02, "IVF-PQ": 0.4,
 }  # fmt: skip
 """Largest error of the stored coordinates, as a share of their size."""
@@ -74,7 +75,7 @@ def test_nearest_are_those_of_brute_force(kind, rows, eigvecs, eigvals, tmp_path
     faiss_io.write_index(index, tmp_path / "one.index")
     queries = rows[::100] + 0.1
     squared = np.square(queries[:, None].astype(np.float64) - rows[None]).sum(2)
-    found = faiss_io.nearest(faiss_io.read_index(tmp_path / "one.index"), queries, 100)
+    found = CpuIndex(faiss_io.read_index(tmp_path / "one.index")).nearest(queries, 100)
     kept = [np.isin(np.argsort(far)[:10], ids).mean() for far, ids in zip(squared, found, strict=True)]
     assert np.mean(kept) > 0.97
 
@@ -83,7 +84,7 @@ def test_nearest_are_those_of_brute_force(kind, rows, eigvecs, eigvals, tmp_path
 @pytest.mark.parametrize("k", [N // 2, N, N + 5])
 def test_as_many_neighbours_as_asked_for(kind, k, rows, eigvecs, eigvals):
     """One list of 32 is probed, but a search for many rows goes on until it has them."""
-    found = faiss_io.nearest(filled(kind, eigvecs, eigvals, rows), rows[:3], k)
+    found = CpuIndex(filled(kind, eigvecs, eigvals, rows)).nearest(rows[:3], k)
     for ids in found:
         valid = ids[ids >= 0]
         assert len(valid) == len(set(valid.tolist())) == min(k, N)
@@ -117,7 +118,7 @@ def test_lists_stay_on_the_disk_and_plain_faiss_reads_them(kind, rows, eigvecs, 
     lists = faiss.downcast_InvertedLists(faiss_io.storage_of(opened).invlists)
     assert isinstance(lists, faiss.OnDiskInvertedLists)
     plain = faiss.read_index(str(tmp_path / "one.index"))
-    np.testing.assert_array_equal(plain.search(rows[:20], 5)[1], faiss_io.nearest(opened, rows[:20], 5))
+    np.testing.assert_array_equal(plain.search(rows[:20], 5)[1], CpuIndex(opened).nearest(rows[:20], 5))
 
 
 def test_a_spool_is_removed_when_encoding_stops(rows, eigvecs, eigvals, tmp_path):

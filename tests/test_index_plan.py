@@ -20,27 +20,54 @@ def correlated(rng, n, d):
 @pytest.mark.parametrize(
     ("count", "memory", "kind"),
     [
-        (30, "16M", "Flat"),
-        (10**5, "1G", "Flat"),
-        (10**5, "40M", "SQfp16"),
-        (10**6, "300M", "SQ8"),
-        (10**6, "150M", "IVF-SQ8"),
+        (10**4, "64M", "Int8"),
+        (10**5, "40M", "Int8"),
+        (10**6, "110M", "Int8"),
+        (10**6, "75M", "RaBitQ"),
+        (10**6, "60M", "IVF-SQ8"),
         (3 * 10**6, "1G", "IVF-SQ8"),
         (10**7, "4G", "IVF-SQ8"),
     ],
 )
-def test_the_most_precise_that_fits_is_chosen(count, memory, kind):
+def test_the_kind_follows_rows_and_memory(count, memory, kind):
     plan = plan_index(count, 4096, RANKS, memory, 0.95)
     assert plan.kind == kind
     assert max(plan.build_bytes, plan.search_bytes) <= parse_bytes(memory)
 
 
-def test_coordinates_grow_with_recall_and_rows_and_no_more_than_needed():
-    ranks = [plan_index(20_000, 4096, RANKS, "1G", recall).k for recall in (0.5, 0.9, 0.99, 0.999)]
-    assert ranks == sorted(set(ranks))
-    assert plan_index(10**6, 4096, RANKS, "4G", 0.9).k > plan_index(10**4, 4096, RANKS, "4G", 0.9).k
-    steep = np.exp(-np.arange(4096.0))
-    assert plan_index(10**5, 4096, steep, "1G", 0.99).k == 16
+@pytest.mark.parametrize("recall", [0.9, 0.99])
+@pytest.mark.parametrize("spectrum", [RANKS, RANKS**1.5, RANKS**2.5])
+def test_nothing_that_will_do_is_much_quicker_or_as_quick_and_smaller(spectrum, recall):
+    """Every scan of every rank, planned one by one."""
+    chosen = plan_index(50_000, 4096, spectrum, "1G", recall)
+    others = [
+        plan_index(50_000, 4096, spectrum, "1G", recall, kind=kind, rank=rank)
+        for kind in ("Int8", "SQ8", "SQfp16", "Flat")
+        for rank in (*range(16, 128, 8), *range(128, 257, 16))
+    ]
+    will_do = [plan for plan in others if 1 - plan.expected_recall <= (1 - recall) / 2]
+    assert chosen in will_do
+    least = min(plan.query_seconds for plan in will_do)
+    assert chosen.query_seconds <= 1.1 * least
+    assert chosen.index_bytes == min(plan.index_bytes for plan in will_do if plan.query_seconds <= 1.1 * least)
+
+
+def test_one_step_for_all_is_not_taken_where_it_is_too_coarse():
+    """One direction a thousand times as wide as the others, which decide who is near: half a step of it drowns them."""
+    spectrum = np.concatenate([[1e6], np.full(30, 1.0), np.full(100, 1e-3)])
+    assert plan_index(10**5, 131, spectrum, "1G", 0.99).kind in ("SQ8", "SQfp16")
+    assert plan_index(10**5, 131, spectrum[1:], "1G", 0.99, tail_var=1e-3).kind == "Int8"
+
+
+def test_work_grows_with_recall_and_rows_and_no_more_than_needed():
+    plans = [plan_index(20_000, 4096, RANKS, "1G", recall) for recall in (0.5, 0.9, 0.99, 0.999)]
+    seconds = [plan.query_seconds for plan in plans]
+    assert seconds == sorted(set(seconds))
+    assert [plan.candidates for plan in plans] == sorted(plan.candidates for plan in plans)
+    more, fewer = (plan_index(count, 4096, RANKS, "4G", 0.9) for count in (10**6, 10**4))
+    assert (more.k, more.candidates) > (fewer.k, fewer.candidates)
+    steep = plan_index(10**5, 4096, np.exp(-np.arange(4096.0)), "1G", 0.99)
+    assert (steep.k, steep.candidates) == (16, 50)
 
 
 def test_rank_and_kind_are_taken_as_asked():

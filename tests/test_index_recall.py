@@ -1,5 +1,7 @@
 """The recall report: its truth against brute force in float64, its intervals against SciPy, and that it can be bad."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,11 @@ from helpers import make_workspace
 from scipy.stats import binomtest
 
 from index import faiss_io
-from index.build import build_index
+from index.build import build_index, measure_index
+from index.cpu_index import CpuIndex
 from index.fit import fit_workspace
 from index.plan import plan_index
-from index.recall import Truth, calibrate, measure_recall, noise_levels, wilson
+from index.recall import Truth, calibrate, measure_recall, quartile_levels, wilson
 from index.search import Searcher
 from index.statistics import load_manifold
 from index.workspace import Workspace
@@ -29,13 +32,7 @@ def root(tmp_path, rng):
 
 def full_truth(root) -> Truth:
     opened = Workspace.open(root)
-    manifold = load_manifold(opened)
-    truth = Truth(manifold, opened.latents)
-    start = 0
-    for batch in opened.latents.batches(170):
-        truth.update(batch, start)
-        start += len(batch)
-    return truth
+    return Truth(load_manifold(opened), opened.latents)
 
 
 def test_truth_is_brute_force_about_the_closed_forms_end(root):
@@ -57,7 +54,7 @@ def test_truth_is_brute_force_about_the_closed_forms_end(root):
 def test_levels_decide_the_shares_they_are_named_for(root):
     manifold = load_manifold(Workspace.open(root))
     eigvals = manifold.eigvals.double().numpy()
-    for sigma, share in zip(noise_levels(manifold), (0.75, 0.5, 0.25), strict=True):
+    for sigma, share in zip(quartile_levels(manifold), (0.75, 0.5, 0.25), strict=True):
         assert (eigvals**2 / (eigvals + sigma**2)).sum() / eigvals.sum() == pytest.approx(share, abs=1e-6)
 
 
@@ -82,7 +79,7 @@ def test_a_bad_index_gets_a_bad_report(root):
     """Two coordinates bring few of the true neighbours among a handful of candidates; the report must show it."""
     card = build_index(root, rank=2)
     searcher = Searcher.open(root)
-    searcher._candidates = lambda k: k  # type: ignore[method-assign]
+    searcher.card["candidates"] = 1
     report = measure_recall(searcher, full_truth(root))
     cell = report["cells"][0]
     assert cell["recall_at_10"] < 0.6
@@ -121,11 +118,21 @@ def test_effort_is_the_least_that_reaches_what_is_wanted(root, wanted):
 
     def recall(probes: int) -> float:
         faiss_io.set_effort(index, probes)
-        near = faiss_io.nearest(index, truth.centres(number), 50)
+        near = CpuIndex(index).nearest(truth.centres(number), plan.candidates)
         return float(np.mean([np.isin(true, ids).mean() for true, ids in zip(truth.of(number)[0], near, strict=True)]))
 
     assert recall(effort) >= wanted
     assert effort == 1 or recall(effort // 2) < wanted
+
+
+def test_an_index_is_measured_when_asked(root):
+    whole = build_index(root, rank=24)
+    card = build_index(root, rank=24, measure=False)
+    assert "recall" not in card
+    assert {key: value for key, value in whole.items() if key != "recall"} == card
+    assert measure_index(root) == whole
+    assert json.loads((root / "index" / "image.json").read_text()) == json.loads(json.dumps(whole))
+    assert whole["recall"]["count"] == 900
 
 
 def test_a_scan_has_no_effort(root):

@@ -86,11 +86,11 @@ def test_searches_are_those_of_what_is_left(original, root, rng, question, alpha
 
 
 def test_no_file_holds_the_removed(root):
-    """Latents as stored, as the moments keep rows that wait, and as the index stores their coordinates."""
+    """Latents as stored, which is how the moments keep rows that wait, and as the index stores their coordinates."""
     opened = Workspace.open(root)
     latents = opened.latents.read(GONE)
-    coordinates = _coordinates(root)[GONE]
-    traces = [row.tobytes() for form in (latents, latents.astype(np.float32), coordinates) for row in form]
+    codes = _codes(root)[GONE]
+    traces = [row.tobytes() for form in (latents, codes) for row in form]
     held = b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
     assert all(trace in held for trace in traces), "the traces are those that the files have before"
     remove_images(root, keys(GONE))
@@ -100,10 +100,13 @@ def test_no_file_holds_the_removed(root):
     assert not set(names) & set(keys(GONE))
 
 
-def _coordinates(root):
-    from index.faiss_io import coordinates, read_index
+def _codes(root):
+    """What the index file holds of each row: one byte a coordinate."""
+    import faiss
 
-    return np.array(coordinates(read_index(root / "index" / "image.index"), 0, 200))
+    index = faiss.read_index(str(root / "index" / "image.index"))
+    storage = faiss.downcast_index(index.index)
+    return faiss.vector_to_array(storage.codes).reshape(storage.ntotal, -1)
 
 
 def test_moments_that_the_fit_does_not_use_go_too(root):

@@ -140,9 +140,14 @@ def test_a_common_offset_of_500_costs_nothing(tmp_path, rng):
 
 
 def test_the_index_alone_reconstructs_latents(root, latents):
-    """Everything is in the one file: centring, eigenvectors, coordinates; plain FAISS gives back the projected latent."""
+    """Everything is in the one file: centring, eigenvectors, coordinates; plain FAISS searches it, and gives back the
+    projected latent where it decodes codes as they are.
+    """
     import faiss
 
+    planned = faiss.read_index(str(root / "index" / "image.index"))
+    assert planned.search(latents[:50].astype(np.float32), 1)[1][:, 0].tolist() == list(range(50))
+    build_index(root, rank=20, kind="Flat")
     index = faiss.read_index(str(root / "index" / "image.index"))
     manifold = Searcher.open(root).manifold
     mean, vectors = manifold.mean.double().numpy(), manifold.eigvecs[:, :20].double().numpy()
@@ -152,7 +157,7 @@ def test_the_index_alone_reconstructs_latents(root, latents):
     assert ids[:, 0].tolist() == list(range(50))
 
 
-@pytest.mark.parametrize("kind", ["Flat", "SQfp16", "SQ8"])
+@pytest.mark.parametrize("kind", ["Flat", "SQfp16", "SQ8", "Int8"])
 def test_every_quantiser_brings_the_same_neighbours(root, latents, kind):
     assert build_index(root, rank=20, kind=kind)["kind"] == kind
     queries = torch.from_numpy(latents[::80]).float()

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from index.faiss_io import nearest
+from index.cpu_index import CpuIndex
 from index.search import Hits
 from manifold.errors import InputError, MismatchError, ShapeError
 
@@ -33,7 +33,7 @@ class ClipSearcher:
 
     def __init__(self, store: ClipStore, model: ClipModel | None = None, device: str | None = None) -> None:
         self.store = store
-        self._index: Any = store.index()
+        self._index = CpuIndex(store.index())
         self._given, self._device = model, device
 
     @classmethod
@@ -96,7 +96,7 @@ class ClipSearcher:
         if vectors.ndim != 2 or vectors.shape[1] != self.store.card.spec.d:
             raise ShapeError(f"vectors must be (n, {self.store.card.spec.d}), they are {tuple(vectors.shape)}")
         k = min(k, len(self.store))
-        candidates = nearest(self._index, vectors.numpy(), min(k + _MARGIN, len(self.store)))
+        candidates = self._index.nearest(vectors.numpy(), min(k + _MARGIN, len(self.store)))
         ids, scores = np.empty((len(vectors), k), dtype=np.int64), np.empty((len(vectors), k))
         for number, vector in enumerate(vectors.double().numpy()):
             cosines = self.store.read(candidates[number]).astype(np.float64) @ vector
