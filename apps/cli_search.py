@@ -28,7 +28,7 @@ def index(
     workspace: WorkspaceArgument,
     rank: Annotated[
         int | None,
-        typer.Option(help="Eigen-coordinates to keep. [default: as few as the recall needs, 16 to 256]"),
+        typer.Option(help="Eigen-coordinates to keep. [default: what answers soonest, 16 to 256]"),
     ] = None,
     memory: Annotated[
         str, typer.Option(metavar="BYTES", help="Memory the index may take to build and to search, such as 512M or 4G.")
@@ -37,19 +37,30 @@ def index(
         float | None, typer.Option(help="Share of the true neighbours to find, above 0 and below 1. [default: 0.99]")
     ] = None,
     kind: Annotated[
-        Literal["Flat", "SQfp16", "SQ8", "RaBitQ", "HNSW", "IVF-Flat", "IVF-SQ8", "IVF-PQ"] | None,
-        typer.Option(help="Kind of index. [default: the most precise that fits]"),
+        Literal["Flat", "SQfp16", "SQ8", "Int8", "RaBitQ", "HNSW", "IVF-Flat", "IVF-SQ8", "IVF-PQ"] | None,
+        typer.Option(help="Kind of index. [default: the quickest that fits]"),
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Build nothing; measure again what the index finds, as after additions.")
+    ] = False,
 ) -> None:
     """Build the FAISS index of a fitted workspace: planned first, measured afterwards.
 
+    With --measure an index that is there already is measured again.
+
     Example: manifold index ws --memory 4G --recall 0.95
     """
-    from index.build import build_index, plan_workspace
+    from index.build import build_index, measure_index, plan_workspace
 
     from .console import long_work, out
     from .describe import recall_text
 
+    if measure:
+        if rank is not None or kind is not None or recall is not None:
+            raise typer.BadParameter("--measure builds nothing; leave --rank, --kind and --recall out")
+        with long_work() as progress:
+            out.print(recall_text(measure_index(workspace, progress=progress)["recall"]))
+        return
     plan = plan_workspace(workspace, rank=rank, kind=kind, memory=memory, recall=recall)
     out.print(plan.sentence())
     with long_work() as progress:

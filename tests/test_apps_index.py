@@ -51,5 +51,21 @@ def test_one_sentence_where_nothing_fits(root):
     assert not (root / "index").exists()
 
 
-def test_wrong_kind_is_wrong_usage(root):
+def test_wrong_usage(root):
     assert manifold("index", root, "--kind", "LSH")[0].exit_code == 2
+    result, printed = manifold("index", root, "--measure", "--kind", "SQ8")
+    assert result.exit_code == 2
+    assert "--measure builds nothing" in printed
+
+
+def test_an_index_is_measured_again(root):
+    manifold("index", root)
+    card = root / "index" / "image.json"
+    before = json.loads(card.read_text())
+    without = {key: value for key, value in before.items() if key != "recall"}
+    card.write_text(json.dumps(without))
+    result, printed = manifold("index", root, "--measure")
+    assert result.exit_code == 0
+    assert "held-out states among 700 rows" in printed
+    assert "indexed" not in printed
+    assert json.loads(card.read_text()) == before
