@@ -173,17 +173,18 @@ def precision(d: int = 3072, sigma: float = 0.02) -> dict[str, object]:
 def mixture_cost(d: int, k: int, components: int) -> dict[str, object]:
     models = [
         LowRankCovariance(
-            torch.randn(d), torch.logspace(2, -2, k), torch.linalg.qr(torch.randn(d, k)).Q.contiguous(), 1e-2
+            0.01 * torch.randn(d), torch.logspace(2, -2, k), torch.linalg.qr(torch.randn(d, k)).Q.contiguous(), 1e-2
         )
         for _ in range(components)
-    ]
+    ]  # near enough to each other that no state rules any of them out, which would save its second product
     mixture, x_t = GaussianMixture(models), torch.randn(STATES, d)
-    wide = torch.randn(2 * STATES, k)
+    coordinates = torch.randn(STATES, k)
 
-    def products() -> None:
+    def products() -> None:  # responsibilities need all coordinates, so no component's second product can come before
         for model in models:
             x_t @ model.eigvecs
-            wide @ model.eigvecs.T
+        for model in models:
+            coordinates @ model.eigvecs.T
 
     ours_s, products_s = in_turn(lambda: mixture.denoise(x_t, 1.0, 1.0), products, 7)
     return {

@@ -9,16 +9,22 @@ finite at every noise level: they go to the weights pi as sigma grows, and to on
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from .covariance import CovarianceModel, fit_covariance
-from .errors import InputError, MismatchError, NotFittedError
+from .covariance import CovarianceModel, SpectralFunction, fit_covariance
+from .covariance.storage import model_from
+from .errors import FormatError, InputError, MismatchError, NotFittedError, ShapeError
+from .files import load_tensors, save_tensors
 from .gaussian import GaussianManifold
+from .mixture_component import CentredComponent, SeenComponent
 from .moments import Moments
 from .states import Level, flat_states, level_pair, like, safe_ratio
 
@@ -32,8 +38,10 @@ class GaussianMixture:
         components: covariance models (with their means) or manifolds, of one dimension.
         weights: (J,) positive; brought to sum 1. Equal by default.
         shape: (C, H, W) of a latent, where known.
+        metadata: texts that travel with the file, such as the encoder.
 
-    Raises: InputError for no components or wrong weights; MismatchError if their dimensions differ.
+    Raises: InputError for no components or wrong weights; MismatchError if their dimensions differ; ShapeError if
+        `shape` does not have d values.
 
     Source: arXiv 2412.09726 (Gaussian mixture scores).
     """
@@ -44,6 +52,7 @@ class GaussianMixture:
         weights: Tensor | Sequence[float] | None = None,
         *,
         shape: tuple[int, int, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         if not components:
             raise InputError("a mixture needs at least one component, none came")
@@ -57,7 +66,10 @@ class GaussianMixture:
         if given.shape != (len(components),) or not bool((given > 0).all() & given.isfinite().all()):
             raise InputError(f"weights must be {len(components)} positive numbers, they are {given.tolist()}")
         self.weights = given / given.sum()
+        if shape is not None and math.prod(shape) != self.d:
+            raise ShapeError(f"a latent of shape {shape} has {math.prod(shape)} values, the components have {self.d}")
         self.shape = shape
+        self.metadata = dict(metadata or {})
 
     @classmethod
     def from_moments(
@@ -101,32 +113,32 @@ class GaussianMixture:
 
         Raises: ShapeError; InputError for a level out of range, or without density (sigma = 0 and a flat direction).
 
-        Cost: two products of (n, d) by (d, k) for each component.
+        Cost: one product of (n, d) by (d, k) for each component.
         """
         return self.log_responsibilities(x_t, alpha, sigma).exp()
 
     def log_responsibilities(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """log p(j | x_t), (n, J) float64; where the responsibility itself would be 0, this still tells by how much."""
-        return self._log_joint(x_t, alpha, sigma)[0].log_softmax(1)
+        return self._log_joint(x_t, alpha, sigma).log_softmax(1)
 
     def log_prob(self, x_t: Tensor, alpha: Level = 1.0, sigma: Level = 0.0) -> Tensor:
         """log p(x_t) in nats, (n,) float64. Raises, Cost: as `responsibilities`."""
-        return self._log_joint(x_t, alpha, sigma)[0].logsumexp(1)
+        return self._log_joint(x_t, alpha, sigma).logsumexp(1)
 
     def denoise(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """Posterior mean of x0: the components' Wiener filters, weighted by their responsibilities.
 
         Returns: of the shape, dtype and device of `x_t`. Raises: as `responsibilities`.
 
-        Cost: three products of (n, d) by (d, k) for each component, J n d values in memory; exact.
+        Cost: a product of (n, d) by (d, k) for each component, and another for each that any state could come from; exact.
         """
-        log_joint, _, targets = self._log_joint(x_t, alpha, sigma, targets=True)
-        return self._weighted(log_joint, targets, x_t)
+        a, s = self._levels(x_t, alpha, sigma)
+        return like(self._filtered(x_t, a, s, lambda v: safe_ratio(a * v, a**2 * v + s**2), with_means=True), x_t)
 
     def score(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """Gradient of log p(x_t): the components' scores, weighted by their responsibilities. As `denoise`."""
-        log_joint, solutions, _ = self._log_joint(x_t, alpha, sigma)
-        return -self._weighted(log_joint, solutions, x_t)
+        a, s = self._levels(x_t, alpha, sigma)
+        return like(-self._filtered(x_t, a, s, lambda v: 1 / (a**2 * v + s**2), with_means=False), x_t)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws of x0, (n, C, H, W) where the shape is known, else (n, d)."""
@@ -138,41 +150,99 @@ class GaussianMixture:
             drawn[place] = component.sample(len(place), generator)
         return drawn if self.shape is None else drawn.view(n, *self.shape)
 
-    def _weighted(self, log_joint: Tensor, parts: list[Tensor], x_t: Tensor) -> Tensor:
-        shares = log_joint.softmax(1)
-        total = torch.zeros_like(parts[0])
-        for number, part in enumerate(parts):
-            total.addcmul_(shares[:, number, None].to(part), part)
-        return like(total, x_t)
+    def save(self, path: Path | str) -> None:
+        """Write the mixture to one safetensors file, atomically. Raises: StorageError."""
+        tensors = {"weights": self.weights}
+        for number, one in enumerate(self.components):
+            tensors |= {f"{number}.{name}": value for name, value in one.tensors().items()}
+        facts = {"shape": list(self.shape) if self.shape else None, "about": self.metadata}
+        models = [one.model for one in self.components]
+        save_tensors(Path(path), tensors, {"models": json.dumps(models), "mixture": json.dumps(facts, sort_keys=True)})
 
-    def _log_joint(
-        self, x_t: Tensor, alpha: Level, sigma: Level, targets: bool = False
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """log pi_j + log N_j (n, J) float64, (alpha^2 Sigma_j + sigma^2)^-1 y_j, and x0_hat_j if asked for."""
-        logs: list[Tensor] = []
-        solutions: list[Tensor] = []
-        predicted: list[Tensor] = []
-        for component in self.components:
-            x = flat_states(x_t, self.d, component.mean, self.shape)
-            a, s = level_pair(alpha, sigma, len(x), component.mean)
-            if float(component.trace(lambda v, a=a, s=s: (a**2 * v + s**2 == 0).to(v)).max()) > 0:  # type: ignore[misc]
-                raise InputError("at sigma = 0 a direction without variance has no density; use sigma > 0")
-            y = x - a * component.mean
-            solved, *target = _filtered(component, y, a, s, targets)
-            square = (y.double() * solved.double()).sum(1)
-            log_det = component.trace(lambda v, a=a, s=s: (a**2 * v + s**2).log()).double()  # type: ignore[misc]
-            logs.append(-0.5 * (square + log_det + self.d * math.log(2 * math.pi)))
-            solutions.append(solved)
-            predicted.extend(component.mean + one for one in target)
-        return torch.stack(logs, 1) + self.weights.log(), solutions, predicted
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read what `save` wrote, on the CPU.
 
+        Raises: FileNotFoundError; FormatError if the file is damaged or holds no mixture.
+        """
+        path = Path(path)
+        tensors, metadata = load_tensors(path)
+        try:
+            models, facts = json.loads(metadata["models"]), json.loads(metadata["mixture"])
+            weights = tensors.pop("weights")
+            shape = None if facts["shape"] is None else tuple(facts["shape"])
+            about = facts["about"]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise FormatError(
+                f"{path} must hold a mixture of Gaussians and does not ({error}); save it again"
+            ) from error
+        components = []
+        for number, model in enumerate(models):
+            start = f"{number}."
+            own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+            components.append(model_from(model, own, path))
+        try:
+            return cls(components, weights, shape=shape, metadata=about)
+        except (InputError, MismatchError, ShapeError) as error:
+            raise FormatError(f"{path} holds parts that do not make a mixture: {error}") from error
 
-def _filtered(component: CovarianceModel, y: Tensor, a: Tensor, s: Tensor, targets: bool) -> Tensor:
-    """(alpha^2 Sigma + sigma^2)^-1 y and, if asked for, the deviation of x0_hat: (1 or 2, n, d)."""
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same mixture on another device or in another floating-point type; the weights stay float64."""
+        moved = [one.to(device, dtype) for one in self.components]
+        return type(self)(moved, self.weights, shape=self.shape, metadata=self.metadata)
 
-    def gains(v: Tensor) -> Tensor:
-        noisy = (a**2 * v + s**2).expand(len(a), len(v))
-        parts = [1 / noisy, safe_ratio(a * v, noisy)] if targets else [1 / noisy]
-        return torch.stack(parts)
+    def _log_joint(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """log pi_j + log N_j(x_t), (n, J) float64."""
+        a, s = self._levels(x_t, alpha, sigma)
+        return self._joint(self._seen(self._about_mean(x_t, a), a, s))
 
-    return component.apply(gains, y)
+    def _levels(self, x_t: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        """Both levels, (1,) or (n, 1). Raises: InputError if a component has no density there."""
+        a, s = level_pair(alpha, sigma, len(x_t), self.components[0].mean)
+        if not bool((s > 0).all()):
+            for one in self.components:
+                if float(one.trace(lambda v: (a**2 * v + s**2 == 0).to(v)).max()) > 0:
+                    raise InputError("at sigma = 0 a direction without variance has no density; use sigma > 0")
+        return a, s
+
+    @cached_property
+    def _centred(self) -> tuple[Tensor, Tensor, list[CentredComponent]]:
+        """Mean of the mixture (d,), what the components' means differ from it (J, d), and the components about it."""
+        means = torch.stack([one.mean for one in self.components])
+        centre = self.weights.to(means) @ means
+        offsets = means - centre
+        return centre, offsets, [CentredComponent(*pair) for pair in zip(self.components, offsets, strict=True)]
+
+    def _about_mean(self, x_t: Tensor, a: Tensor) -> Tensor:
+        centre = self._centred[0]
+        return flat_states(x_t, self.d, centre, self.shape) - a * centre
+
+    def _seen(self, x: Tensor, a: Tensor, s: Tensor) -> list[SeenComponent]:
+        """Every component before states (n, d) about the mean of the mixture."""
+        _, offsets, centred = self._centred
+        wide, far, level = x.double(), offsets.double(), a.double()
+        lengths = wide.square().sum(1, keepdim=True) - 2 * level * (wide @ far.T) + level**2 * far.square().sum(1)
+        return [SeenComponent(one, x, a, s, lengths[:, number]) for number, one in enumerate(centred)]
+
+    def _joint(self, seen: list[SeenComponent]) -> Tensor:
+        return torch.stack([one.log_density() for one in seen], 1) + self.weights.log()
+
+    def _filtered(self, x_t: Tensor, a: Tensor, s: Tensor, f: SpectralFunction, with_means: bool) -> Tensor:
+        """sum_j r_j (mu_j + V_j diag(f(lambda_j)) V_j^T y_j), (n, d), the means if wanted.
+
+        Responsibilities below the root of the smallest number of their type (1e-19 in float32) would vanish in rounding, and
+        products with them, too small to be represented in full, are slow: they count as 0, and their components are skipped.
+        """
+        centre, offsets, _ = self._centred
+        x = self._about_mean(x_t, a)
+        seen = self._seen(x, a, s)
+        shares = self._joint(seen).softmax(1).to(a)
+        shares = shares.where(shares > torch.finfo(shares.dtype).tiny ** 0.5, torch.zeros_like(shares))
+        outside = shares * torch.cat([one.outside(f).reshape(-1, 1) for one in seen], 1)
+        total = ((shares if with_means else 0) - a * outside) @ offsets
+        total = total.addcmul(outside.sum(1, keepdim=True), x)
+        if with_means:
+            total = total + centre
+        for number in (shares > 0).any(0).nonzero()[:, 0].tolist():
+            total += seen[number].inside(f, shares[:, number, None])
+        return total

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture as Reference
 
-from manifold.covariance import FullCovariance, LowRankCovariance
-from manifold.errors import InputError, MismatchError, NotFittedError, ShapeError
+from manifold.covariance import FullCovariance, LowRankCovariance, StationaryCovariance
+from manifold.errors import FormatError, InputError, MismatchError, NotFittedError, ShapeError
+from manifold.files import load_tensors, save_tensors
 from manifold.gaussian import GaussianManifold
 from manifold.mixture import GaussianMixture
 from manifold.mixture_fit import fit_mixture
@@ -122,6 +123,79 @@ def test_classes_from_their_moments():
     np.testing.assert_allclose(model.log_prob(x_t), np.logaddexp(*density), rtol=1e-4)
 
 
+def stationary_mixture():
+    """Three components of one value a channel at 2 x 3 places, whose dense matrices are known."""
+    waves = [torch.rand(2, 2, 1, 1, generator=torch.Generator().manual_seed(j), dtype=torch.float64) for j in range(3)]
+    parts = [
+        StationaryCovariance(torch.tensor([float(j)], dtype=torch.float64), (one + one.flip(0)) / 2 + 0.1, 3)
+        for j, one in enumerate(waves)
+    ]
+    return GaussianMixture(parts, WEIGHTS, shape=(1, 2, 3))
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.1), (0.6, 0.8), (0.0, 1.0)])
+def test_components_without_eigenvectors(alpha, sigma):
+    model = stationary_mixture()
+    dist = reference(model, alpha, sigma)
+    x_t = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    expected = dist.log_prob(x_t)
+    (gradient,) = torch.autograd.grad(expected.sum(), x_t)
+    x_t = x_t.detach()
+    assert_close(model.log_prob(x_t, alpha, sigma), expected.detach())
+    assert_close(model.score(x_t, alpha, sigma), gradient)
+    if alpha:
+        assert_close(model.denoise(x_t, alpha, sigma), (x_t + sigma**2 * gradient) / alpha, scale=30.0 / alpha)
+
+
+def test_gradients_flow_through_the_denoiser():
+    x_t = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    for model in (mixture(), mixture(2), stationary_mixture()):
+        assert torch.autograd.gradcheck(lambda x, model=model: model.denoise(x, 0.8, 0.6), (x_t,))
+
+
+@pytest.mark.parametrize("make", [lambda: mixture(), lambda: mixture(2), stationary_mixture])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_save_and_load_give_the_same_bits(make, dtype, tmp_path):
+    made = make()
+    model = GaussianMixture(made.components, WEIGHTS, shape=(1, 2, 3), metadata={"encoder": "pixels"}).to(dtype=dtype)
+    model.save(tmp_path / "mixture.safetensors")
+    loaded = GaussianMixture.load(tmp_path / "mixture.safetensors")
+    assert (loaded.shape, loaded.metadata) == ((1, 2, 3), {"encoder": "pixels"})
+    assert torch.equal(loaded.weights, model.weights)
+    assert [type(one) for one in loaded.components] == [type(one) for one in model.components]
+    x_t = torch.randn(4, 1, 2, 3, dtype=dtype)
+    assert torch.equal(loaded.denoise(x_t, 0.8, 0.6), model.denoise(x_t, 0.8, 0.6))
+    assert torch.equal(loaded.log_prob(x_t, 0.8, 0.6), model.log_prob(x_t, 0.8, 0.6))
+    again = tmp_path / "again.safetensors"
+    loaded.save(again)
+    assert again.read_bytes() == (tmp_path / "mixture.safetensors").read_bytes()
+
+
+def test_files_that_hold_no_mixture(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        GaussianMixture.load(tmp_path / "none.safetensors")
+    GaussianManifold(component(0)).save(tmp_path / "one.safetensors")
+    with pytest.raises(FormatError, match=r"one.safetensors must hold a mixture of Gaussians"):
+        GaussianMixture.load(tmp_path / "one.safetensors")
+    mixture().save(tmp_path / "whole.safetensors")
+    content = (tmp_path / "whole.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[:-10])
+    with pytest.raises(FormatError, match=r"cut.safetensors is damaged"):
+        GaussianMixture.load(tmp_path / "cut.safetensors")
+    tensors, metadata = load_tensors(tmp_path / "whole.safetensors")
+    for name, value, message in [
+        ("1.mean", None, "must hold mean and does not"),
+        ("weights", torch.ones(2), "do not make a mixture: weights must be 3 positive numbers"),
+    ]:
+        changed = {key: one for key, one in tensors.items() if key != name}
+        save_tensors(tmp_path / "changed.safetensors", changed if value is None else {**changed, name: value}, metadata)
+        with pytest.raises(FormatError, match=message):
+            GaussianMixture.load(tmp_path / "changed.safetensors")
+    save_tensors(tmp_path / "new.safetensors", tensors, {**metadata, "models": '["of tomorrow"]'})
+    with pytest.raises(FormatError, match="it holds 'of tomorrow'"):
+        GaussianMixture.load(tmp_path / "new.safetensors")
+
+
 def three_clouds(n=1500, d=8):
     generator = torch.Generator().manual_seed(5)
     parts = []
@@ -168,6 +242,8 @@ def test_wrong_use_is_said():
         GaussianMixture([component(0), component(1, d=5)])
     with pytest.raises(InputError, match="3 positive numbers"):
         GaussianMixture(mixture().components, [1.0, 0.0, 1.0])
+    with pytest.raises(ShapeError, match="has 7 values, the components have 6"):
+        GaussianMixture(mixture().components, WEIGHTS, shape=(7, 1, 1))
     with pytest.raises(ShapeError, match=r"they have \(2, 7\)"):
         mixture().denoise(torch.zeros(2, 7), 1.0, 1.0)
     flat = FullCovariance(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.eye(2))

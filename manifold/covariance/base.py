@@ -9,12 +9,14 @@ shape (..., m), so that one call serves one noise level, a level per row, or a l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+
+from manifold.files import save_tensors
 
 __all__ = ["CovarianceModel", "SpectralFunction"]
 
@@ -28,8 +30,10 @@ class CovarianceModel(ABC):
     Attributes
         mean: (d,) mean.
         eigvals: (k,) variances along the explicit eigenvectors, descending.
+        model: name of the kind of model in files.
     """
 
+    model: ClassVar[str]
     mean: Tensor
     eigvals: Tensor
 
@@ -59,8 +63,12 @@ class CovarianceModel(ABC):
         """The same model on another device or in another floating-point type."""
 
     @abstractmethod
-    def save(self, path: Path, metadata: dict[str, Any]) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file keeps of the model, in the model's own type."""
+
+    def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
         """Write the model and `metadata` to a safetensors file, atomically. See `manifold.covariance.load`."""
+        save_tensors(Path(path), self.tensors(), {**metadata, "model": self.model})
 
     def log_det(self) -> Tensor:
         """Log-determinant of the covariance, in nats; minus infinity if a variance is zero."""

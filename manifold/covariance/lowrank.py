@@ -9,13 +9,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from manifold.errors import FormatError, ManifoldWarning, NotPSDError, ShapeError
-from manifold.files import save_tensors
 
 from .base import CovarianceModel, SpectralFunction
 
@@ -99,12 +98,12 @@ class LowRankCovariance(CovarianceModel):
             setattr(other, name, getattr(self, name).to(device=device, dtype=dtype))
         return other
 
-    def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Write mean, eigvals, eigvecs, tail_var and count, in the model's own type, and `metadata` as JSON."""
+    def tensors(self) -> dict[str, Tensor]:
+        """mean, eigvals, eigvecs, tail_var and, where known, count."""
         tensors = {"mean": self.mean, "eigvals": self.eigvals, "eigvecs": self.eigvecs, "tail_var": self.tail_var}
         if self.count is not None:
             tensors["count"] = torch.tensor(self.count)
-        save_tensors(Path(path), tensors, {**metadata, "model": self.model})
+        return tensors
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], path: Path) -> LowRankCovariance:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from manifold.errors import FormatError, NotPSDError, ShapeError
-from manifold.files import save_tensors
 
 from .base import CovarianceModel, SpectralFunction
 
@@ -118,8 +117,8 @@ class StationaryCovariance(CovarianceModel):
         other._basis = self._basis.to(device=device, dtype=None if dtype is None else _complex_type(dtype))
         return other
 
-    def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Write mean, the cross-spectrum (real and imaginary part last) and count, and `metadata` as JSON."""
+    def tensors(self) -> dict[str, Tensor]:
+        """mean, the cross-spectrum (real and imaginary part last), width and, where known, count."""
         tensors = {
             "mean": self.channel_mean,
             "spectrum": torch.view_as_real(self.spectrum.resolve_conj()),
@@ -127,7 +126,7 @@ class StationaryCovariance(CovarianceModel):
         }
         if self.count is not None:
             tensors["count"] = torch.tensor(self.count)
-        save_tensors(Path(path), tensors, {**metadata, "model": self.model})
+        return tensors
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], path: Path) -> StationaryCovariance:

@@ -16,7 +16,7 @@ from .full import FullCovariance
 from .lowrank import LowRankCovariance
 from .stationary import StationaryCovariance
 
-__all__ = ["load"]
+__all__ = ["load", "model_from"]
 
 _READERS: dict[str, Callable[[Mapping[str, Tensor], Path], CovarianceModel]] = {
     LowRankCovariance.model: LowRankCovariance.from_tensors,
@@ -32,9 +32,13 @@ def load(path: Path) -> tuple[CovarianceModel, dict[str, Any]]:
     """
     path = Path(path)
     tensors, metadata = load_tensors(path)
-    name = metadata.pop("model", None)
+    return model_from(metadata.pop("model", None), tensors, path), metadata
+
+
+def model_from(name: str | None, tensors: Mapping[str, Tensor], path: Path) -> CovarianceModel:
+    """The model of that name whose `tensors()` a file held. Raises: FormatError naming the file."""
     if name not in _READERS:
         raise FormatError(
             f"{path} must hold a covariance model ({', '.join(_READERS)}), it holds {name!r}; fit again to make it"
         )
-    return _READERS[name](tensors, path), metadata
+    return _READERS[name](tensors, path)
