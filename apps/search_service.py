@@ -141,7 +141,8 @@ class SearchService:
         Raises: ShapeError, NonFiniteError; InputError if k is above the limit.
         """
         self._require_k(query.k)
-        return self._search(self._state(query.latent), query, None)
+        x0_hat = None if query.x0_hat is None else self._state(query.x0_hat, "x0_hat")
+        return self._search(self._state(query.latent), query, None, x0_hat)
 
     def record(self, row: int) -> dict[str, Any]:
         """What is known of a row, JSON values of `Record`. Raises: InputError if there is no such row."""
@@ -152,9 +153,11 @@ class SearchService:
         drawn = self._thumbnails.of(row)
         return drawn.jpeg, drawn.origin
 
-    def _search(self, x_t: Tensor, query: ImageQuery | LatentQuery, seed: int | None) -> dict[str, Any]:
+    def _search(
+        self, x_t: Tensor, query: ImageQuery | LatentQuery, seed: int | None, x0_hat: Tensor | None = None
+    ) -> dict[str, Any]:
         with self._search_lock:
-            hits = self._searcher.search(x_t, query.alpha, query.sigma, query.question, query.k)
+            hits = self._searcher.search(x_t, query.alpha, query.sigma, query.question, query.k, x0_hat=x0_hat)
         return {
             "question": query.question,
             "alpha": query.alpha,
@@ -178,24 +181,24 @@ class SearchService:
             raise InputError(f"the image cannot be used: {rejected}; send another") from rejected
         return encoder.encode(torch.tensor(decoded.pixels).permute(2, 0, 1)[None]).float().cpu()
 
-    def _state(self, latent: Any) -> Tensor:
+    def _state(self, latent: Any, name: str = "latent") -> Tensor:
         store = self._searcher.workspace.latents
         shape = " x ".join(map(str, store.shape))
         try:
             values = np.asarray(latent, dtype=np.float64)
         except ValueError as error:
-            raise ShapeError(f"latent must be {store.d} numbers or {shape}, its rows have different lengths") from error
+            raise ShapeError(f"{name} must be {store.d} numbers or {shape}, its rows have different lengths") from error
         if values.shape not in ((store.d,), tuple(store.shape)):
             came = " x ".join(map(str, values.shape))
             raise ShapeError(
-                f"latent must be {store.d} numbers or {shape}, it is {came}; encode with the collection's encoder"
+                f"{name} must be {store.d} numbers or {shape}, it is {came}; encode with the collection's encoder"
             )
         flat = values.reshape(-1)
         unusable = ~(np.abs(flat) <= _LARGEST_VALUE)
         if unusable.any():
             place = int(unusable.argmax())
             raise NonFiniteError(
-                f"latent must be finite numbers of at most {_LARGEST_VALUE:g} in size, number {place} is {flat[place]}"
+                f"{name} must be finite numbers of at most {_LARGEST_VALUE:g} in size, number {place} is {flat[place]}"
             )
         return torch.from_numpy(flat).float().view(1, *store.shape)
 

@@ -254,7 +254,7 @@ def _sentence(errors: Any) -> str:
     """The first of pydantic's errors as a sentence; its list would repeat what was sent."""
     first = errors[0]
     field = ".".join(str(part) for part in first["loc"] if part not in ("path", "body") and "[" not in str(part))
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and not field.startswith("latent") else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and not field.startswith(("latent", "x0_hat")) else ""
     return f"{field or 'the body'}: {first['msg'][:300]}{more}"
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 __all__ = [
     "ErrorBody", "Health", "ImageQuery", "Info", "LatentQuery", "LimitsBody", "Neighbour", "Record", "SearchAnswer",
@@ -72,6 +72,17 @@ class LatentQuery(_Query):
     latent: Row1 | Row3 = Field(
         description="d numbers, or the same as nested arrays [C][h][w]; /info says d and latent_shape."
     )
+    x0_hat: Row1 | Row3 | None = Field(
+        None,
+        description="For `target`: the clean latent that the network predicts from this state, written like `latent`. "
+        "Without it `target` answers as `endpoint` does.",
+    )
+
+    @model_validator(mode="after")
+    def _prediction_for_target(self) -> Self:
+        if self.x0_hat is not None and self.question != "target":
+            raise ValueError(f"x0_hat is a prediction for the question target, this is {self.question}")
+        return self
 
 
 class Record(BaseModel):

@@ -133,6 +133,22 @@ def test_a_latent_finds_what_the_searcher_finds(client, root, states, question, 
         assert (answer["alpha"], answer["sigma"], answer["seed"]) == (0.8, 0.6, None)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_networks_prediction_is_taken_in_for_the_target(client, root, states, nested):
+    """Predictions far from the closed form's, so that they must change the answer."""
+    predictions = torch.from_numpy(Workspace.open(root).latents.read([30, 9, 0, 38, 5, 20])).float()
+    searcher = Searcher.open(root)
+    without = searcher.search(states, 0.8, 0.6, "target", 7)
+    expected = searcher.search(states, 0.8, 0.6, "target", 7, x0_hat=predictions)
+    assert not np.array_equal(expected.scores, without.scores)
+    for number, (state, predicted) in enumerate(zip(states, predictions, strict=True)):
+        x0_hat = predicted.view(3, SIDE, SIDE).tolist() if nested else predicted.tolist()
+        body = {"latent": state.tolist(), "alpha": 0.8, "sigma": 0.6, "question": "target", "k": 7, "x0_hat": x0_hat}
+        answer = client.post("/search", json=body).json()
+        assert [one["row"] for one in answer["neighbours"]] == expected.ids[number].tolist()
+        assert [one["score"] for one in answer["neighbours"]] == expected.scores[number].tolist()
+
+
 @pytest.mark.parametrize("question", ["source", "target", "endpoint"])
 @pytest.mark.parametrize(("sigma", "seed"), [(0.0, 0), (0.5, 0), (0.5, 9)])
 def test_an_image_finds_what_the_command_finds(client, root, question, sigma, seed):
@@ -541,6 +557,10 @@ def test_k_above_the_limit(small, states, root):
         ({"latent": "abc"}, ("latent: ",)),
         ({"latent": [True] * 192}, ("latent.0: ", "number")),
         ({"latent": {"a": 1}}, ("latent: ",)),
+        ({"x0_hat": [0.0] * 192}, ("x0_hat is a prediction for the question target, this is endpoint",)),
+        ({"x0_hat": [0.0] * 12, "question": "target"}, ("x0_hat must be 192 numbers or 3 x 8 x 8, it is 12",)),
+        ({"x0_hat": ["1"] * 192, "question": "target"}, ("x0_hat.0: ", "number")),
+        ({"x0_hat": [1e300] * 192, "question": "target"}, ("x0_hat must be finite", "number 0 is 1e+300")),
     ],
 )
 def test_bad_latents_and_options(client, states, change, words):
