@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from explorer_server import FLAGS, find_chromium, serving  # noqa: E402
+from explorer_server import browsing, serving  # noqa: E402
 from report import show, write  # noqa: E402
 
 PRESSES = 60
@@ -75,33 +75,31 @@ def arithmetic_ms(workspace: Path) -> float:
 
 def main() -> None:
     """Measure and print."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = find_chromium()
-    if chromium is None or len(sys.argv) != 2:
+    if len(sys.argv) != 2:
         raise SystemExit("usage: python benchmarks/explorer.py WS, with Chromium installed")
     workspace = Path(sys.argv[1])
     rows: list[list[object]] = []
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        with serving(workspace, log=Path(folder) / "log") as address:
-            tab = browser.new_page(viewport={"width": 1280, "height": 900})
-            tab.set_default_timeout(120_000)
-            began = time.perf_counter()
-            tab.goto(address)
-            tab.locator(".js-plotly-plot").first.wait_for()
-            rows.append(["first page, server just up, to its first figure", 1000 * (time.perf_counter() - began), None])
-            for path, selector, name in (
-                ("directions", ".st-key-sticky img", "Directions, 8 sliders"),
-                ("directions?sliders=40", ".st-key-sticky img", "Directions, 40 sliders"),
-                ("outline", "[data-testid=stColumn]:nth-child(3) img", "Outline first"),
-            ):
-                tab.goto(f"{address}/{path}")
-                tab.locator(selector).first.wait_for()
-                tab.wait_for_timeout(1500)
-                taken = answers_ms(tab, selector)
-                rows.append([name, float(np.median(taken)), float(np.quantile(taken, 0.95))])
-        browser.close()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        browsing() as browser,
+        serving(workspace, log=Path(folder) / "log") as address,
+    ):
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.set_default_timeout(120_000)
+        began = time.perf_counter()
+        tab.goto(address)
+        tab.locator(".js-plotly-plot").first.wait_for()
+        rows.append(["first page, server just up, to its first figure", 1000 * (time.perf_counter() - began), None])
+        for path, selector, name in (
+            ("directions", ".st-key-sticky img", "Directions, 8 sliders"),
+            ("directions?sliders=40", ".st-key-sticky img", "Directions, 40 sliders"),
+            ("outline", "[data-testid=stColumn]:nth-child(3) img", "Outline first"),
+        ):
+            tab.goto(f"{address}/{path}")
+            tab.locator(selector).first.wait_for()
+            tab.wait_for_timeout(1500)
+            taken = answers_ms(tab, selector)
+            rows.append([name, float(np.median(taken)), float(np.quantile(taken, 0.95))])
     rows.append(["arithmetic and decoding of one answer alone", arithmetic_ms(workspace), None])
     shown = [[name, middle, "" if high is None else f"{high:.0f}"] for name, middle, high in rows]
     show("Explorer, milliseconds", ["what", "median", "95th percentile"], shown)

@@ -35,6 +35,8 @@ from .nulls import shuffled_network as shuffled_network
 from .nulls import smooth_path as smooth_path
 from .path_pca import PathPCA as PathPCA
 from .path_pca import measure_path_pca as measure_path_pca
+from .path_plane import PathPlane as PathPlane
+from .path_plane import measure_path_plane as measure_path_plane
 from .path_rotation import PathRotation as PathRotation
 from .path_rotation import measure_path_rotation as measure_path_rotation
 from .perturbation import Perturbation as Perturbation

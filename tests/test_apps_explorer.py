@@ -25,14 +25,19 @@ SIDE = 8
 
 
 def write_pictures(folder: Path, count: int) -> Path:
-    """Smooth pictures, one of them twice, and one file that is none."""
+    """Smooth pictures with some grain, one of them twice, one file that is none, and one that is cut off."""
     rng = np.random.default_rng(7)
     folder.mkdir()
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-        coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
+        smooth = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.int64)
+        grainy = (smooth + rng.integers(-3, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(grainy).save(folder / f"{number:03d}.png")
     shutil.copy(folder / "003.png", folder / "zz-copy.png")
     (folder / "broken.png").write_bytes(b"this is not an image at all")
+    whole = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole, "JPEG")
+    (folder / "cut.jpg").write_bytes(whole.getvalue()[:2500])
     return folder
 
 
@@ -153,11 +158,21 @@ def test_spectrum_shows_the_eigenvalues(workspace):
     assert len(shown) <= load_manifold(Workspace.open(workspace)).k
 
 
-def test_spectrum_judges_itself_when_asked(workspace):
+def test_spectrum_judges_itself_when_asked_where_that_takes_long(workspace, monkeypatch):
+    import streamlit as st
+    from manifold_apps.explorer import spectrum
+
+    st.cache_resource.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(spectrum, "_QUICK", 0)
+        page = open_page("spectrum", workspace)
+        assert not page.info
+        assert "shaded" not in page.caption[1].value
+        button(page, "How far can it be trusted?").click().run()
+        sound(page)
+        assert "two halves of the data" in page.info[0].value
     page = open_page("spectrum", workspace)
-    assert not page.info
-    page.button[0].click().run()
-    sound(page)
+    assert not [one for one in page.button if one.label.startswith("How far")], "a small one is judged at once"
     assert "two halves of the data" in page.info[0].value
     assert any("reliable" in str(trace.get("name")) for trace in figures(page)[0]["data"])
 
@@ -333,6 +348,12 @@ def decoded(values) -> np.ndarray:
     return np.array(values)
 
 
+def test_a_selection_in_the_address_is_shown(workspace):
+    page = open_page("mapping", workspace, rows="7,3,500,x")
+    assert any(text.value == "Selected: 2" for text in page.subheader), "row 500 is not there, and x is no row"
+    assert [text.split()[1] for text in captions(page) if text.startswith("row ")] == ["3", "7"]
+
+
 def test_selected_points_are_rows():
     from manifold_apps.explorer.mapping import _rows
 
@@ -345,15 +366,23 @@ def test_health_names_what_is_wrong(workspace):
     page = open_page("health", workspace)
     every_figure_can_be_read(page)
     shown = {metric.label: metric.value for metric in page.metric}
-    assert (shown["Inputs"], shown["Images"], shown["Rejected"]) == ("122", "121", "1")
-    assert list(page.dataframe[0].value["reason"]) == ["not an image"]
-    before = pictures(page)
-    assert before == 12
+    assert (shown["Inputs"], shown["Images"], shown["Rejected"]) == ("123", "121", "2")
+    assert list(page.dataframe[0].value["reason"]) == ["not an image", "truncated"]
+    assert pictures(page) == 12 + 1, "the least likely images, and what there is of the file that is cut off"
+    assert any(text.startswith("input 121") and text.endswith("truncated") for text in captions(page)), captions(page)
+    assert any(text.startswith("1 of 2 rejected files here cannot be opened") for text in captions(page))
     page.number_input(key="outliers").set_value(2).run()
-    assert pictures(sound(page)) == 12
+    assert pictures(sound(page)) == 12 + 1
     page.toggle(key="duplicates").set_value(True).run()
     sound(page)
     assert any("rows 3, 120" in text and "at most 0 from" in text for text in captions(page)), captions(page)
+
+
+def test_rejects_without_their_files_get_a_sentence(workspace, tmp_path):
+    shutil.copytree(workspace, tmp_path / "moved")
+    page = open_page("health", tmp_path / "moved")
+    assert pictures(page) == 12
+    assert any("start the explorer in the folder that holds pictures" in text for text in captions(page))
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +414,7 @@ def test_trajectories_of_the_gaussian_lie_on_the_theory(workspace, recording):
     every_figure_can_be_read(page)
     assert "GaussianFlow" in page.caption[1].value
     by_name: dict[str, list] = {}
-    for trace in figures(page)[0]["data"]:
+    for trace in figures(page)[1]["data"]:
         by_name.setdefault(trace["name"], decoded(trace["y"]))
     np.testing.assert_allclose(by_name["recorded"], by_name["Gaussian, same noise"], atol=1e-3)
     page.number_input(key="trajectory").set_value(4).run()

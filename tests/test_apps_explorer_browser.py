@@ -6,21 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from explorer_server import FLAGS, find_chromium, serving
+from explorer_server import Reader, browsing, find_chromium, serving
 from PIL import Image
 
 pytest.importorskip("streamlit", reason="needs the explorer extra")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = find_chromium()
+pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium chromium-driver"),
+    pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: apt-get install chromium chromium-driver"),
 ]
 
 SIDE = 8
 PAGES = {"": "Spectrum", "directions": "Directions", "outline": "Outline first", "retrieve": "Retrieve",
          "trajectories": "Trajectories", "mapping": "Map", "health": "Health"}  # fmt: skip
-LIMIT_MS = 120_000
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +30,9 @@ def address(tmp_path_factory):
     rng = np.random.default_rng(5)
     for number in range(100):
         coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-        coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(root / "pictures" / f"{number:03d}.png")
+        smooth = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.int64)
+        grainy = (smooth + rng.integers(-3, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(grainy).save(root / "pictures" / f"{number:03d}.png")
     (root / "pictures" / "broken.png").write_bytes(b"no image")
     run_images(root / "pictures", root / "ws", encoder="pixels", size=SIDE, workers=0)
     with serving(root / "ws", log=root / "server.log") as address:
@@ -42,49 +42,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with browsing() as started:
         yield started
-        started.close()
-
-
-class Reader:
-    """One tab, and what went wrong in it."""
-
-    def __init__(self, browser, address: str, width: int = 1280, scheme: str = "light") -> None:
-        self.address, self.faults = address, []
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.tab = self.context.new_page()
-        self.tab.set_default_timeout(LIMIT_MS)
-        self.tab.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.tab.on("console", self._said)
-        self.tab.on("request", self._asked)
-
-    def _said(self, message) -> None:
-        # Opened at an address such as /directions, Streamlit first looks for its server below it, is told 404, and goes on.
-        probing = "/_stcore/" in str(message.location.get("url", "")) and "404" in message.text
-        if message.type == "error" and not probing:
-            self.faults.append(f"{message.text} {message.location}")
-
-    def _asked(self, request) -> None:
-        if not request.url.startswith((self.address, "ws://127.0.0.1", "data:", "blob:")):
-            self.faults.append(f"asked the network for {request.url}")
-
-    def open(self, path: str):
-        self.tab.goto(f"{self.address}/{path}")
-        self.tab.wait_for_selector("h1")
-        self.settle()
-        return self.tab
-
-    def settle(self) -> None:
-        """Wait until the script has run."""
-        self.tab.wait_for_timeout(150)
-        self.tab.wait_for_selector("[data-test-script-state=notRunning]", state="attached")
-
-    def sound(self) -> None:
-        assert self.tab.locator("[data-testid=stException]").count() == 0
-        assert self.tab.locator("[data-testid=stAlertContentError]").count() == 0
-        assert not self.faults, self.faults
 
 
 @pytest.fixture

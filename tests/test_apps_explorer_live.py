@@ -82,7 +82,7 @@ def test_a_run_is_painted_and_teleported(workspace):
         "ClassConditionalPipeline, DDIMScheduler: 2 trajectories, 6 evaluations" in text for text in captions(page)
     )
     assert any("and the sample (cat)" in text for text in captions(page))
-    assert len(figures(page)) == 4, "rotation, flatness, modes, differences"
+    assert len(figures(page)) == 5, "plane, rotation, flatness, modes, differences"
     pipeline = load_demo_model()
 
     def options():

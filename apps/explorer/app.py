@@ -36,12 +36,14 @@ PAGES = (
 
 
 _STYLE = """<style>
-.stMainBlockContainer {max-width: 1360px; padding-top: 4.2rem}
+.stMainBlockContainer {max-width: 1360px; padding-top: 4.2rem; padding-bottom: 3rem}
 @media (max-width: 1000px) {.stMainBlockContainer {padding-left: 1.5rem; padding-right: 1.5rem}}
 @media (max-width: 720px) {[class*="st-key-pair"] .stColumn {min-width: 100%}}
 @media (min-width: 640px) {.stColumn:has(.st-key-sticky) {align-self: flex-start; position: sticky; top: 4rem}}
 .stMainBlockContainer .stColumn {min-width: 0}
+.stMainBlockContainer [data-testid="stButtonGroup"] button {min-height: 2.5rem}
 .stMainBlockContainer h1 {font-size: 2.1rem; padding: 0.2rem 0}
+.stMainBlockContainer h3 {font-size: 1.4rem}
 </style>"""
 """Two figures stand side by side where each has 330 pixels or more, and below each other where they have not."""
 

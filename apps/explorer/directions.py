@@ -15,6 +15,7 @@ from manifold.errors import FormatError, InputError
 
 from .choosing import Start, choose_start
 from .loading import Opened
+from .paging import page_rows
 from .pictures import decode, enlarge, png, show, strip, thumbnails
 from .work import kept, working
 
@@ -45,12 +46,9 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
 
 def _gallery(opened: Opened) -> None:
     manifold = opened.manifold
-    pages = -(-manifold.k // _A_PAGE)
     row = st.container(horizontal=True, vertical_alignment="bottom")
-    number = int(row.number_input(f"Page, 1 to {pages:,}", 1, pages, 1, key="page", bind="query-params", width=180))
+    directions = tuple(page_rows(manifold.k, _A_PAGE, "page", row, always=True))
     real = row.toggle("Real images at the ends", value=True, key="real", bind="query-params")
-    first = (number - 1) * _A_PAGE
-    directions = tuple(range(first, min(first + _A_PAGE, manifold.k)))
     widths = [_ENDS, len(STEPS), _ENDS] if real else [0.01, len(STEPS), 0.01]
     heading = st.columns(widths, gap="small", wrap=False)
     heading[1].html(_scale())
@@ -86,7 +84,8 @@ def _gallery(opened: Opened) -> None:
 
 
 def _scale() -> str:
-    cells = "".join(f"<span style='flex:1'>{'mean' if step == 0 else f'{step:+d} sd'}</span>" for step in STEPS)
+    names = ["mean" if step == 0 else f"{step:+d} sd".replace("-", "−") for step in STEPS]
+    cells = "".join(f"<span style='flex:1'>{name}</span>" for name in names)
     return f"<div style='display:flex;text-align:center;font-size:0.8rem;opacity:0.65'>{cells}</div>"
 
 
@@ -145,6 +144,10 @@ def _sliders(opened: Opened, start: Start) -> None:
         )
         if state.get("edit-fault"):
             st.warning(state["edit-fault"], icon=":material/broken_image:")
+    st.caption(
+        "Drag a slider or move it with the arrow keys; the control takes a step of the same length in a random direction, so "
+        "what it does not show is owed to the direction and not to the length."
+    )
     left, right = st.columns([4, 7], gap="large")
     with right:
         columns = st.columns(2, gap="medium", wrap=False)
@@ -181,10 +184,6 @@ def _pictures(opened: Opened, start: Start, edit: Edit) -> None:
         show(pictures[1], f"start: {start.about}")
     with second:
         show(pictures[2], "control: a random direction, the same length")
-    st.caption(
-        "Drag a slider or move it with the arrow keys; the control takes a step of the same length in a random direction, so "
-        "what it does not show is owed to the direction and not to the length."
-    )
     st.download_button(
         "Picture",
         lambda: png(enlarge(pictures[0], 256)),

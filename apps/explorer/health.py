@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import streamlit as st
+from manifold_apps.thumbnails import find_collection  # type: ignore[import-not-found]
 
 from index.duplicates import default_threshold
 from index.health import reason_counts
@@ -12,13 +16,19 @@ from index.shards import read_rejects
 from .figures import AMBER, BLUE, figure, pair, show_figure
 from .loading import Opened
 from .measured import duplicates, likelihoods
+from .paging import page_rows
 from .pictures import show, strip, thumbnails
+from .rejected import glimpse_of
+
+if TYPE_CHECKING:
+    from index.images import ImageSource
 
 __all__ = ["page"]
 
 _A_PAGE = 12
 _A_ROW = 6
 _MEMBERS = 4
+_REJECTS_A_ROW = 4
 
 
 def page(opened: Opened, others: tuple[str, ...]) -> None:
@@ -35,10 +45,14 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
         ("Shards", len(manifest.shards)),
     ):
         row.metric(label, f"{value:,}", width="content")
-    left, right = pair("health")
-    with left:
-        st.subheader("Rejected")
-        _rejects(rejects)
+    if rejects:
+        left, right = pair("health")
+        with left:
+            st.subheader("Rejected")
+            _rejects(opened, rejects)
+    else:
+        st.success("Every input could be used.", icon=":material/check_circle:")
+        right = st.container()
     with right:
         st.subheader("Likelihood")
         values = likelihoods(opened)
@@ -49,10 +63,7 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
     _duplicates(opened)
 
 
-def _rejects(rejects: list[dict[str, object]]) -> None:
-    if not rejects:
-        st.success("Every input could be used.", icon=":material/check_circle:")
-        return
+def _rejects(opened: Opened, rejects: list[dict[str, Any]]) -> None:
     counted = reason_counts(rejects)
     drawn = figure("inputs", "reason", height=max(140, 60 + 34 * len(counted)))
     drawn.add_bar(x=list(counted.values()), y=list(counted), orientation="h", marker={"color": AMBER}, width=0.6)
@@ -60,12 +71,50 @@ def _rejects(rejects: list[dict[str, object]]) -> None:
     drawn.update_xaxes(dtick=1 if max(counted.values()) < 10 else None, rangemode="tozero")
     show_figure(
         drawn,
-        "A longer bar is a more frequent reason; the table names each input. They cannot be decoded, so there is no picture.",
+        "A longer bar is a more frequent reason; the table names each input.",
         {"reason": list(counted), "inputs": list(counted.values())},
         "rejects",
     )
     names = ("input", "reason", "image_path", "key")
     st.dataframe({name: [reject[name] for reject in rejects] for name in names}, hide_index=True, height=180)
+    _rejected_pictures(opened, rejects)
+
+
+@st.fragment
+def _rejected_pictures(opened: Opened, rejects: list[dict[str, Any]]) -> None:
+    """What can still be seen of the rejected files, page by page."""
+    collection = _collection(opened.token, opened)
+    if collection is None:
+        st.caption(
+            f":material/info: The files are not beside the workspace, so they have no pictures here; start the explorer "
+            f"in the folder that holds {Path(opened.workspace.manifest.recipe.source).name}."
+        )
+        return
+    part = [rejects[place] for place in page_rows(len(rejects), _A_PAGE, "rejects")]
+    found = _glimpses(opened.token, collection, [(one["input"], one["reason"], one["image_path"]) for one in part])
+    seen = [(reject, picture) for reject, picture in zip(part, found, strict=True) if picture is not None]
+    for first in range(0, len(seen), _REJECTS_A_ROW):
+        columns = st.columns(_REJECTS_A_ROW, gap="small", wrap=False)
+        for column, (reject, picture) in zip(columns, seen[first : first + _REJECTS_A_ROW], strict=False):
+            with column:
+                show(picture, f"input {reject['input']}  \n{reject['reason']}", side=128)
+    closed = len(part) - len(seen)
+    if closed:
+        whole = "it holds" if closed == 1 else "they hold"
+        st.caption(
+            f"{closed:,} of {len(part):,} rejected files here cannot be opened at all: {whole} no picture that can be read."
+        )
+
+
+@st.cache_resource(max_entries=6, show_spinner="Looking for the files …")
+def _collection(token: str, _opened: Opened) -> ImageSource | None:
+    return find_collection(_opened.workspace)
+
+
+@st.cache_data(max_entries=64, show_spinner="Opening what can be opened …")
+def _glimpses(token: str, _collection: ImageSource, rejects: list[tuple[int, str, str]]) -> list[np.ndarray | None]:
+    names = ("input", "reason", "image_path")
+    return [glimpse_of(_collection, dict(zip(names, one, strict=True))) for one in rejects]
 
 
 def _histogram(values: np.ndarray) -> None:
@@ -83,16 +132,19 @@ def _histogram(values: np.ndarray) -> None:
 @st.fragment
 def _outliers(opened: Opened, values: np.ndarray) -> None:
     order = np.argsort(values, kind="stable")
-    pages = -(-len(order) // _A_PAGE)
-    number = int(st.number_input(f"Page, 1 to {pages:,}", 1, pages, 1, key="outliers", bind="query-params", width=180))
-    rows = order[(number - 1) * _A_PAGE : number * _A_PAGE].tolist()
+    rows = order[list(page_rows(len(order), _A_PAGE, "outliers"))].tolist()
     pictures = thumbnails(opened, rows)
     for first in range(0, len(rows), _A_ROW):
         columns = st.columns(_A_ROW, gap="small", wrap=False)
         for column, place in zip(columns, range(first, min(first + _A_ROW, len(rows))), strict=False):
             with column:
-                show(pictures[place], f"row {rows[place]}  \n{values[rows[place]]:,.0f} nats", side=128)
+                show(pictures[place], f"row {rows[place]}  \n{_signed(values[rows[place]])} nats", side=128)
     st.caption("From the least likely on; a low value says that an image is unusual, not that it is wrong.")
+
+
+def _signed(value: float) -> str:
+    """Rounded, with a minus sign rather than a hyphen."""
+    return f"{value:,.0f}".replace("-", "−")
 
 
 @st.fragment
@@ -118,10 +170,7 @@ def _duplicates(opened: Opened) -> None:
     if not found.groups:
         st.success("No two images are that close.", icon=":material/check_circle:")
         return
-    pages = -(-len(found.groups) // _A_PAGE)
-    number = int(row.number_input(f"Page, 1 to {pages:,}", 1, pages, 1, key="groups", bind="query-params", width=180))
-    begin = (number - 1) * _A_PAGE
-    shown = range(begin, min(begin + _A_PAGE, len(found.groups)))
+    shown = page_rows(len(found.groups), _A_PAGE, "groups", row)
     for first in range(0, len(shown), _A_ROW // 2):
         columns = st.columns(_A_ROW // 2, gap="medium", wrap=False)
         for column, place in zip(columns, shown[first : first + _A_ROW // 2], strict=False):

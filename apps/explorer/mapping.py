@@ -12,12 +12,15 @@ import streamlit as st
 from .figures import BLUE, SERIES, figure, show_figure
 from .loading import Opened
 from .measured import coordinates, groups, labels, likelihoods, umap_points
+from .paging import page_rows
 from .pictures import show, thumbnails
 
 __all__ = ["map_figure", "page"]
 
 _A_PAGE = 24
 _A_ROW = 8
+_IN_ADDRESS = 200
+"""Points of a selection that the address keeps; of more it would grow too long to be shared."""
 
 
 def page(opened: Opened, others: tuple[str, ...]) -> None:
@@ -47,8 +50,8 @@ def _map(opened: Opened) -> None:
         "Colour", choices, default=choices[0], required=True, key="colour", bind="query-params"
     )
     if method == "PCA":
-        across = int(row.number_input("Direction across", 1, most, 1, key="x", bind="query-params", width=150))
-        up = int(row.number_input("Direction up", 1, most, 2, key="y", bind="query-params", width=150))
+        across = int(row.number_input("Direction →", 1, most, 1, key="x", bind="query-params", width=115))
+        up = int(row.number_input("Direction ↑", 1, most, 2, key="y", bind="query-params", width=115))
         points = rows[:, [across - 1, up - 1]].numpy()
         axes = tuple(f"coordinate on direction {one} (latent units)" for one in (across, up))
         caption = "Each point is an image, placed by two of its eigen-coordinates; near points share light and layout."
@@ -120,6 +123,7 @@ def _points(
         y=points[rows, 1].astype(np.float32),
         mode="markers",
         marker={"size": size, "opacity": 0.75, **marker},
+        unselected={"marker": {"opacity": 0.25}},
         customdata=rows.astype(np.int32),
         name=name,
         hovertemplate=f"row %{{customdata}}<extra>{name}</extra>",
@@ -127,16 +131,14 @@ def _points(
 
 
 def _selected(opened: Opened, chosen: Any, categories: list[str] | None) -> None:
-    rows = _rows(chosen)
+    rows = [row for row in _kept(_rows(chosen)) if row < len(opened.store)]
     if not rows:
         st.caption("Nothing is selected.")
         return
     st.subheader(f"Selected: {len(rows):,}")
-    first = 0
-    if len(rows) > _A_PAGE:
-        pages = -(-len(rows) // _A_PAGE)
-        first = _A_PAGE * (int(st.number_input(f"Page, 1 to {pages:,}", 1, pages, 1, key="selected", width=180)) - 1)
-    part = rows[first : first + _A_PAGE]
+    if len(rows) > _IN_ADDRESS:
+        st.caption(f"The address keeps selections of up to {_IN_ADDRESS} points, so this one is not shared with it.")
+    part = [rows[place] for place in page_rows(len(rows), _A_PAGE, "selected")]
     pictures = thumbnails(opened, part)
     for begin in range(0, len(part), _A_ROW):
         columns = st.columns(_A_ROW, gap="small", wrap=False)
@@ -144,6 +146,22 @@ def _selected(opened: Opened, chosen: Any, categories: list[str] | None) -> None
             with column:
                 about = f"  \n{categories[part[place]]}" if categories is not None else ""
                 show(pictures[place], f"row {part[place]}{about}", side=128)
+
+
+def _kept(rows: list[int]) -> list[int]:
+    """The selection, written to the address; the one that the address names until the reader selects something."""
+    state: Any = st.session_state
+    if rows:
+        state["selected-before"] = True
+        if len(rows) <= _IN_ADDRESS:
+            st.query_params["rows"] = ",".join(str(row) for row in rows)
+            return rows
+    elif not state.get("selected-before"):
+        named = st.query_params.get("rows", "")
+        return sorted({int(one) for one in named.split(",")[:_IN_ADDRESS] if one.isdecimal()})
+    if "rows" in st.query_params:
+        del st.query_params["rows"]
+    return rows
 
 
 def _rows(chosen: Any) -> list[int]:

@@ -83,7 +83,7 @@ def groups(token: str, _rows: Tensor, count: int) -> np.ndarray:
 def labels(token: str, _opened: Opened) -> list[str] | None:
     """A name for every row: its caption where captions repeat, else its label; None if there are neither."""
     table = _opened.store.metadata(["label", "caption"])
-    for name in ("label", "caption"):
+    for name in ("caption", "label"):
         values = table.column(name).to_pylist()
         distinct = {value for value in values if value is not None}
         if 1 < len(distinct) <= 50:

@@ -55,7 +55,7 @@ def _time(opened: Opened, start: Start) -> None:
     captions = [
         f"x0: {start.about}",
         f"x_t: under noise of σ = {sigma:g}, at the length of x0",
-        "x0_hat in closed form: predicted target, the mean of p(x0 | x_t)",
+        "x0_hat in closed form: the mean of p(x0 | x_t)",
     ]
     if own is not None:
         captions.append(f"x0_hat of the network itself, told {label_name(label)}")
@@ -70,7 +70,7 @@ def _time(opened: Opened, start: Start) -> None:
         )
     left, right = pair("outline")
     with left:
-        st.subheader("What is decided at this level")
+        st.subheader("Decided at this level")
         ranks = list(range(1, manifold.k + 1))
         show_figure(
             share_figure(now, ranks),

@@ -21,6 +21,8 @@ from .measured import halves
 __all__ = ["page"]
 
 _GREEN = SERIES[2]
+_QUICK = 10**9
+"""Multiplications, of two covariances and their decompositions, that need no question: under a second."""
 
 
 def page(opened: Opened, others: tuple[str, ...]) -> None:
@@ -28,9 +30,9 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
     st.title("Spectrum")
     st.markdown("How the variance of the collection is spread over the directions of its latent space.")
     numbers = _diagnose(opened.token, opened)
-    split = _halves(opened)
     other = _other(others)
     _facts(opened, numbers)
+    split = _halves(opened)
     if split is not None:
         st.info(verdict(_diagnose_with(opened, split)), icon=":material/verified:")
     left, right = pair("spectrum")
@@ -38,8 +40,7 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
         st.subheader("Eigenvalues")
         show_figure(
             eigenvalue_figure(opened, numbers, split, other),
-            "The steeper the fall, the fewer directions hold most of the variance; in the shaded range two halves of the "
-            "data agree on the directions, and below the dotted edge independent noise alone could make such eigenvalues.",
+            _reading(numbers, split),
             {"rank": range(1, opened.manifold.k + 1), "variance": opened.manifold.eigvals.tolist()},
             "eigenvalues",
         )
@@ -54,6 +55,18 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
         )
     if numbers.channel_variance is not None and numbers.radial_power is not None:
         _power(opened, numbers, other)
+
+
+def _reading(numbers: Diagnostics, split: SplitHalf | None) -> str:
+    """How to read the eigenvalues, as much of it as is drawn."""
+    parts = ["The steeper the fall, the fewer directions hold most of the variance"]
+    if numbers.power_law is not None:
+        parts.append(f"the dashed exponent is {numbers.power_law.low:.2f} to {numbers.power_law.high:.2f}")
+    if split is not None and split.reproducible:
+        parts.append("two halves of the images agree on the directions in the shaded range")
+    if numbers.noise_edge is not None:
+        parts.append("below the dotted Marchenko–Pastur edge independent noise alone could make such eigenvalues")
+    return "; ".join(parts) + "."
 
 
 def _facts(opened: Opened, numbers: Diagnostics) -> None:
@@ -80,10 +93,12 @@ def _count(needed: int | None, opened: Opened) -> str:
 
 
 def _halves(opened: Opened) -> SplitHalf | None:
-    """The comparison of two halves, if the reader asked for it."""
+    """The comparison of two halves: at once where it takes less than a second, else if the reader asked for it."""
     if not isinstance(opened.manifold.covariance, LowRankCovariance):
         return None
-    found = halves(opened, make_it=False)
+    d = opened.manifold.d
+    quick = (len(opened.store) + d) * d**2 <= _QUICK
+    found = halves(opened, make_it=quick)
     if found is None and st.button(
         "How far can it be trusted?",
         icon=":material/rule:",
@@ -126,13 +141,13 @@ def eigenvalue_figure(opened: Opened, numbers: Diagnostics, split: SplitHalf | N
     law = numbers.power_law
     if law is not None:
         ranks, heights = power_law_line(opened.manifold.eigvals, law)
-        label = f"rank^−{law.exponent:.2f} ({law.low:.2f} to {law.high:.2f}), ranks {law.first} to {law.last}"
+        label = f"∝ rank<sup>−{law.exponent:.2f}</sup>, ranks {law.first} to {law.last}"
         line = {"color": AMBER, "dash": "dash", "width": 2}
         drawn.add_scatter(x=ranks, y=heights, mode="lines", name=label, line=line)
     edge = numbers.noise_edge
     if edge is not None:
         drawn.add_hline(y=edge.edge, line={"color": GREY, "dash": "dot", "width": 1.5})
-        label = f"Marchenko–Pastur edge, {edge.above:,} above"
+        label = f"noise edge, {edge.above:,} above"
         line = {"color": GREY, "dash": "dot", "width": 1.5}
         drawn.add_scatter(x=[None], y=[None], mode="lines", name=label, line=line)
     if split is not None and split.reproducible:

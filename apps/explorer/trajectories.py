@@ -14,6 +14,7 @@ from torch import Tensor
 from manifold.errors import FormatError, InputError
 from manifold.path_modes import ModePaths, measure_mode_paths
 from manifold.path_pca import PathPCA, measure_path_pca
+from manifold.path_plane import PathPlane, measure_path_plane
 from manifold.path_rotation import PathRotation, measure_path_rotation
 from manifold.recording import Recording
 
@@ -94,16 +95,21 @@ def _views(opened: Opened, recording: Recording, key: Hashable, names: Sequence[
             - 1
         )
     _pictures(opened, recording, chosen, f" ({names[chosen]})" if names else "")
-    rotation, flatness, modes = kept(("paths", opened.token, key), lambda: _measured(opened, recording))
+    plane, rotation, flatness, modes = kept(("paths", opened.token, key), lambda: _measured(opened, recording))
     left, right = pair("paths")
     with left:
+        st.subheader("The path in its own plane")
+        _plane(plane, chosen)
+    with right:
         st.subheader("The turn from noise to image")
         _rotation(rotation, chosen)
-    with right:
+    left, right = pair("parts")
+    with left:
         st.subheader("Flatness")
         _flatness(flatness)
-    st.subheader("Along the eigenvectors")
-    _modes(modes, chosen)
+    with right:
+        st.subheader("Along the eigenvectors")
+        _modes(modes, chosen)
     return chosen
 
 
@@ -120,11 +126,12 @@ def _loaded(opened: Opened, path: str) -> Recording:
     return recording
 
 
-def _measured(opened: Opened, recording: Recording) -> tuple[PathRotation, PathPCA, ModePaths]:
+def _measured(opened: Opened, recording: Recording) -> tuple[PathPlane, PathRotation, PathPCA, ModePaths]:
     path, levels = recording.x_t, (recording.alphas, recording.sigmas)
     modes = [rank - 1 for rank in _MODES if rank <= opened.manifold.k]
     seeded = torch.Generator().manual_seed(0)
     return (
+        measure_path_plane(path, *levels, opened.manifold, generator=seeded),
         measure_path_rotation(path, *levels, opened.manifold, generator=seeded),
         measure_path_pca(path, *levels, opened.manifold, generator=seeded),
         measure_mode_paths(path, *levels, opened.manifold, modes),
@@ -143,6 +150,34 @@ def _pictures(opened: Opened, recording: Recording, chosen: int, about: str) -> 
     show(
         strip(decode(opened, targets)),
         f"predicted targets x0_hat of the network at the same steps, and the sample{about}",
+    )
+
+
+def _plane(found: PathPlane, chosen: int) -> None:
+    drawn = figure("first component (latent units, variance-preserving)", "second component (latent units)")
+    columns: dict[str, Any] = {}
+    for (name, color), part in zip(_NAMES.items(), (found.measured, found.gaussian, found.null), strict=True):
+        across, up = part[:, chosen].T.tolist()
+        columns[f"{name}, first component"], columns[f"{name}, second component"] = across, up
+        _line(drawn, across, up, name, color)
+    ends = found.measured[[0, -1], chosen]
+    drawn.add_scatter(
+        x=ends[:, 0].tolist(),
+        y=ends[:, 1].tolist(),
+        mode="markers+text",
+        text=["x_T", "x_0"],
+        textposition=["bottom center", "bottom center"],
+        marker={"color": BLUE, "size": 8},
+        showlegend=False,
+        cliponaxis=False,
+    )
+    drawn.update_yaxes(scaleanchor="x")
+    show_figure(
+        drawn,
+        "Each line is a path from noise at the left to image at the right, seen in the plane in which the recorded one is "
+        "flattest.",
+        columns,
+        "plane",
     )
 
 
@@ -183,15 +218,14 @@ def _flatness(found: PathPCA) -> None:
 def _modes(found: ModePaths, chosen: int) -> None:
     noise = found.noise.tolist()
     drawn = figure(
-        "noise level σ / α (no unit), falling with time",
-        "coefficient (latent units, variance-preserving)",
-        log_x=True,
-        height=440,
+        "noise level σ / α (no unit), falling with time", "coefficient (latent units, variance-preserving)", log_x=True
     )
+    drawn.update_layout(legend={"title": {"text": "direction, and how much of it is explained "}})
     columns: dict[str, Any] = {"sigma / alpha": noise}
     for place, mode in enumerate(found.modes.tolist()):
         color = SERIES[place % len(SERIES)]
-        name = f"direction {mode + 1} (explained {float(found.agreement[place]):.0%})"
+        share = float(found.agreement[place])
+        name = f"{mode + 1}: " + (f"{share:.0%}" if share > 0 else "none")
         columns[f"direction {mode + 1}, recorded"] = found.measured[:, chosen, place].tolist()
         columns[f"direction {mode + 1}, Gaussian"] = found.gaussian[:, chosen, place].tolist()
         _line(drawn, noise, columns[f"direction {mode + 1}, recorded"], name, color)
@@ -201,8 +235,8 @@ def _modes(found: ModePaths, chosen: int) -> None:
     drawn.update_xaxes(autorange="reversed")
     show_figure(
         drawn,
-        "Solid is the recording and dotted the closed form from the same noise; the legend says how much of the recorded "
-        "coefficients, over all trajectories, it explains.",
+        "Solid is the run and dotted the closed form from the same noise; the legend says how much of the run's "
+        "coefficients, over all trajectories, the closed form explains.",
         columns,
         "modes",
     )
