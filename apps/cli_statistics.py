@@ -33,6 +33,20 @@ def fit(
     precision: Annotated[
         Literal["fast", "exact"], typer.Option(help="float32 products summed in float64, or float64 throughout.")
     ] = "fast",
+    class_covariances: Annotated[
+        bool | None,
+        typer.Option(
+            help="Where images have labels, a covariance for each class beside its mean. [default: if they take at most "
+            "256 MiB]",
+            show_default=False,
+        ),
+    ] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Draw spectrum, reproducible directions, power and convergence into a folder."
+        ),
+    ] = None,
     drift: Annotated[
         Path | None, typer.Option(metavar="OTHER", help="Then compare with the statistics of another workspace.")
     ] = None,
@@ -46,14 +60,30 @@ def fit(
     from .console import long_work, out
 
     with long_work() as progress:
-        fitted = fit_workspace(workspace, model=model, rank=rank, precision=precision, progress=progress)
+        fitted = fit_workspace(
+            workspace,
+            model=model,
+            rank=rank,
+            precision=precision,
+            class_covariances=class_covariances,
+            progress=progress,
+        )
     out.print(
         f"fitted {fitted.count:,} latents of {fitted.d:,} values: total variance {fitted.total_variance:,.4g}, "
         f"{fitted.k:,} eigenvalues"
     )
     if "selection" in fitted.metadata:
         out.print(fitted.metadata["selection"])
-    out.print(judge_workspace(workspace))
+    with long_work() as progress:
+        if plots is None:
+            sentence = judge_workspace(workspace, progress=progress)
+        else:
+            from .diagnose import draw_diagnostics
+
+            sentence = draw_diagnostics(workspace, plots, progress=progress)
+    out.print(sentence)
+    if plots is not None:
+        out.print(f"drew spectrum, reproducible directions, power and convergence into {plots}")
     if drift is not None:
         from .drift import compare_workspaces, drift_table
 

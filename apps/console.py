@@ -25,6 +25,7 @@ err = Console(stderr=True, highlight=False)
 _UNITS = {
     "encode": "images",
     "fit": "latents",
+    "judge": "latents",
     "index": "latents",
     "verify": "shards",
     "clip": "images",

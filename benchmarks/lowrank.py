@@ -66,7 +66,6 @@ def power_law_rows(n: int, d: int) -> np.ndarray:
 
 
 def fit(path: Path, rank: int) -> None:
-    torch.set_num_threads(2)
     before_s = time.perf_counter()
     model = fit_lowrank(ArrayRows(np.load(path, mmap_mode="r")), rank)
     fit_s = time.perf_counter() - before_s

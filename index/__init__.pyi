@@ -17,6 +17,7 @@ from .remove import remove_images as remove_images
 from .search import Hits as Hits
 from .search import Searcher as Searcher
 from .spaces import compare_spaces as compare_spaces
+from .statistics import load_class_statistics as load_class_statistics
 from .verify import Verification as Verification
 from .verify import verify_workspace as verify_workspace
 from .workspace import Workspace as Workspace

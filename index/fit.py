@@ -7,25 +7,29 @@ last saved, and a workspace that has grown needs only its new shards read.
 from __future__ import annotations
 
 import json
-import time
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from manifold.covariance import LowRankCovariance, fit_lowrank, fit_stationary
 from manifold.cross_spectrum import CrossSpectrum
 from manifold.diagnostics import diagnose, verdict
-from manifold.errors import FormatError, InputError, ManifoldWarning, NonFiniteError, NotFittedError
+from manifold.errors import InputError, NotFittedError
 from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments, Precision
-from manifold.reproducibility import split_half
+from manifold.reproducibility import passes_over, split_half
+from manifold.resolution import warn_unresolved
 from manifold.selection import fit_auto
 
+from .latents import LatentStore
 from .progress import Progress, silent
 from .statistics import covers_other_latents, load_manifold
+from .streaming import stream_statistics
 from .workspace import Workspace, writing
 
-__all__ = ["Model", "fit_workspace", "judge_workspace", "refit_workspace"]
+__all__ = ["Model", "WatchedRows", "fit_workspace", "judge_workspace", "refit_workspace"]
 
 Model = Literal["auto", "full", "lowrank", "stationary"]
 
@@ -33,8 +37,8 @@ _FULL_UP_TO = 4096
 _LOWRANK = 1024
 _MOMENTS_UP_TO = 16_384
 """Above, the d x d matrix of the moments takes more than 2 GiB, and a low-rank model comes straight from the latents."""
-_SAVE_EVERY_S = 60.0
-_BATCH_BYTES = 32 * 2**20
+_LOOKED_AT = 512
+"""Rows that are read again where variances lie below what the precision resolves."""
 
 
 def fit_workspace(
@@ -43,6 +47,7 @@ def fit_workspace(
     model: Model | None = None,
     rank: int | None = None,
     precision: Precision = "fast",
+    class_covariances: bool | None = None,
     progress: Progress = silent,
 ) -> GaussianManifold:
     """Estimate mean and covariance of a workspace's latents, and save them.
@@ -54,16 +59,20 @@ def fit_workspace(
             in the manifold's metadata. `full` up to d = 4,096 and `lowrank` above, unless given.
         rank: eigenpairs of `lowrank`, 1 to d; 1,024 unless given. Asking for a rank asks for `lowrank`.
         precision: `fast` (float32 products, float64 sums) or `exact` (float64); see `manifold.Moments`.
+        class_covariances: where images have labels, whether each class gets a covariance of its own; where they take
+            256 MiB at most, unless said. Counts and means of classes are kept in any case: see `load_class_statistics`.
         progress: told of ("fit", rows done, rows in all).
 
     Returns: the fitted manifold, as saved in WS/stats.
 
+    Warns: ManifoldWarning if directions with some variance have less of it than the precision resolves.
+
     Raises: InputError if the workspace is not there or not complete, or model and rank do not fit; NonFiniteError naming
         the row if a latent has NaN or infinity; FormatError if a file is damaged; StorageError.
 
-    Cost: n d^2 multiply-adds for the moments, O(d^3) for the eigendecomposition; about 20 d^2 bytes of memory. Above
-    d = 16,384 a low-rank model takes ten passes and no d x d matrix, and no moments are kept; `stationary` takes
-    O(n d log d) and no such matrix either; `auto` takes a few fits.
+    Cost: n d^2 multiply-adds for the moments, as many again for covariances of classes, O(d^3) for the eigendecomposition;
+    about 20 d^2 bytes of memory, 8 d^2 more a class. Above d = 16,384 a low-rank model takes ten passes and no d x d matrix,
+    and no moments are kept; `stationary` takes O(n d log d) and no such matrix either; `auto` takes a few fits.
     """
     root = Path(workspace)
     if rank is not None and model not in (None, "lowrank"):
@@ -77,9 +86,18 @@ def fit_workspace(
             "encoder": json.dumps(recipe.encoder.to_dict(), sort_keys=True),
             "collection": recipe.source,
             "shards": json.dumps(_checksums(opened)),
-            "fit": json.dumps({"model": model, "rank": rank, "precision": precision}),
+            "fit": json.dumps(_asked(model, rank, precision, class_covariances)),
         }
         store = opened.latents
+        if model == "full" and store.d > _MOMENTS_UP_TO:
+            raise InputError(f"a full model of d = {store.d:,} values does not fit into memory; fit --model lowrank")
+        moments = stream_statistics(
+            opened,
+            moments=model not in ("stationary", "auto") and store.d <= _MOMENTS_UP_TO,
+            precision=precision,
+            class_covariances=class_covariances,
+            progress=progress,
+        )
         if model == "stationary":
             fitted = GaussianManifold(
                 fit_stationary(CrossSpectrum.of(store, shape)), shape=shape, count=len(store), metadata=metadata
@@ -88,17 +106,13 @@ def fit_workspace(
             selection = fit_auto(store, shape)
             metadata["selection"] = selection.reason
             fitted = GaussianManifold(selection.model, shape=shape, count=len(store), metadata=metadata)
-        elif store.d > _MOMENTS_UP_TO:
-            if model == "full":
-                raise InputError(
-                    f"a full model of d = {store.d:,} values does not fit into memory; fit --model lowrank"
-                )
+        elif moments is None:
             covariance = fit_lowrank(store, min(_rank(store.d, model, rank), len(store) - 1))
             fitted = GaussianManifold(covariance, shape=shape, count=len(store), metadata=metadata)
         else:
-            moments = _stream_moments(opened, precision, progress)
             kept = _rank(store.d, model, rank)
             fitted = GaussianManifold.from_moments(moments, rank=kept, shape=shape, metadata=metadata)
+            _warn_unresolved(moments, fitted, opened)
         fitted.save(opened.stats_path)
     return fitted
 
@@ -121,20 +135,69 @@ def refit_workspace(workspace: str | Path, *, progress: Progress = silent) -> Ga
     return fit_workspace(workspace, **json.loads(earlier.metadata.get("fit", "{}")), progress=progress)
 
 
-def judge_workspace(workspace: str | Path) -> str:
+def judge_workspace(workspace: str | Path, *, progress: Progress = silent) -> str:
     """Say in one sentence whether a fitted workspace has latents enough, and for how many directions.
 
     Two halves of the latents are fitted apart; directions count as far as the halves agree on them.
 
+    Arguments
+        workspace: its folder, fitted.
+        progress: told of ("judge", rows done, rows to do).
+
     Raises: NotFittedError if the workspace is not fitted; InputError with fewer than four latents.
 
-    Cost: one pass over the latents and two eigendecompositions.
+    Cost: two passes over the latents and two eigendecompositions up to d = 4,096; above, up to twenty passes.
     """
     opened = Workspace.open(workspace)
     fitted = load_manifold(opened)
     if not isinstance(fitted.covariance, LowRankCovariance):
         return f"{fitted.count:,} rows went into the stationary model, which needs only a few hundred."
-    return verdict(diagnose(fitted.covariance, len(opened.latents), split=split_half(opened.latents)))
+    rows = WatchedRows(opened.latents, passes_over(opened.latents.d), progress)
+    split = split_half(rows)
+    rows.finish()
+    return verdict(diagnose(fitted.covariance, len(opened.latents), split=split))
+
+
+class WatchedRows:
+    """A store that tells how far so many passes over it have come, as ("judge", rows done, rows to do)."""
+
+    def __init__(self, store: LatentStore, passes: int, progress: Progress) -> None:
+        self._store, self._progress = store, progress
+        self._done, self._total = 0, passes * len(store)
+
+    @property
+    def d(self) -> int:
+        """Values in a row."""
+        return self._store.d
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def batches(self, rows: int) -> Iterator[np.ndarray]:
+        """All rows in order, at most `rows` at a time."""
+        for batch in self._store.batches(rows):
+            yield batch
+            self._done = min(self._done + len(batch), self._total)
+            self._progress("judge", self._done, self._total)
+
+    def finish(self) -> None:
+        """Fewer passes may have been enough."""
+        self._progress("judge", self._total, self._total)
+
+
+def _asked(
+    model: Model | None, rank: int | None, precision: Precision, class_covariances: bool | None
+) -> dict[str, Any]:
+    """How the fit was asked for, so that it can be repeated."""
+    asked: dict[str, Any] = {"model": model, "rank": rank, "precision": precision}
+    return asked if class_covariances is None else {**asked, "class_covariances": class_covariances}
+
+
+def _warn_unresolved(moments: Moments, fitted: GaussianManifold, workspace: Workspace) -> None:
+    """Warn of directions whose variance the precision does not resolve, looking at some rows again."""
+    if isinstance(fitted.covariance, LowRankCovariance):
+        rows = np.linspace(0, len(workspace.latents) - 1, min(len(workspace.latents), _LOOKED_AT)).astype(np.int64)
+        warn_unresolved(moments, fitted.covariance, workspace.latents.read(rows))
 
 
 def _rank(d: int, model: Model | None, asked: int | None) -> int:
@@ -144,45 +207,6 @@ def _rank(d: int, model: Model | None, asked: int | None) -> int:
     if model == "full" or (model is None and d <= _FULL_UP_TO):
         return d
     return min(_LOWRANK, d)
-
-
-def _stream_moments(workspace: Workspace, precision: Precision, progress: Progress) -> Moments:
-    store, path = workspace.latents, workspace.moments_path
-    checksums = _checksums(workspace)
-    moments, done = _resume(workspace, precision)
-    total, saved = len(store), time.monotonic()
-    changed = False
-    progress("fit", moments.count, total)
-    for number in range(done, len(store.shards)):
-        start = moments.count
-        for batch in store.batches(max(1, _BATCH_BYTES // (2 * store.d)), start, start + store.shards[number].rows):
-            try:
-                moments.update(batch)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{workspace.root}: {error}") from error
-            progress("fit", moments.count, total)
-        changed = True
-        if time.monotonic() - saved > _SAVE_EVERY_S:
-            moments.save(path, {"shards": json.dumps(checksums[: number + 1])})
-            saved, changed = time.monotonic(), False
-    if changed:
-        moments.save(path, {"shards": json.dumps(checksums)})
-    return moments
-
-
-def _resume(workspace: Workspace, precision: Precision) -> tuple[Moments, int]:
-    """Moments saved earlier and the number of shards in them, if they are of this workspace's first shards."""
-    checksums = _checksums(workspace)
-    if workspace.moments_path.is_file():
-        try:
-            moments, metadata = Moments.load(workspace.moments_path)
-        except FormatError as error:
-            warnings.warn(f"{error}; they are computed again from the latents", ManifoldWarning, stacklevel=4)
-            return Moments(workspace.latents.d, precision=precision), 0
-        covered = json.loads(metadata["shards"])
-        if moments.precision == precision and covered == checksums[: len(covered)]:
-            return moments, len(covered)
-    return Moments(workspace.latents.d, precision=precision), 0
 
 
 def _checksums(workspace: Workspace) -> list[str]:

@@ -28,7 +28,7 @@ from .costs import INVERTED
 from .fit import refit_workspace
 from .inverted_file import InvertedLists, write_inverted_file
 from .progress import Progress, silent
-from .statistics import load_manifold
+from .statistics import class_means_path, class_moments_path, load_manifold
 from .workspace import Workspace, writing
 
 __all__ = ["is_behind", "refresh_index", "refresh_workspace"]
@@ -64,18 +64,19 @@ def refresh_workspace(workspace: str | Path, *, progress: Progress = silent) -> 
 
 
 def _drop_old_moments(root: Path) -> None:
-    """Delete moments that the fit did not go on with, as after another model was chosen: they hold rows of the latents.
+    """Delete sums that the fit did not go on with, as after another model was chosen: they may hold rows of the latents.
 
     Those of a fit that was stopped are kept if it can go on with them.
     """
     with writing(root):
         opened = Workspace.open(root)
-        if not opened.moments_path.is_file():
-            return
-        covered = json.loads(load_tensors(opened.moments_path)[1]["shards"])
         present = [shard.latents_sha256 for shard in opened.manifest.shards]
-        if covered != present and (opened.stats_path.is_file() or covered != present[: len(covered)]):
-            opened.moments_path.unlink()
+        for path in (opened.moments_path, class_means_path(opened), class_moments_path(opened)):
+            if not path.is_file():
+                continue
+            covered = json.loads(load_tensors(path)[1]["shards"])
+            if covered != present and (opened.stats_path.is_file() or covered != present[: len(covered)]):
+                path.unlink()
 
 
 def is_behind(workspace: Workspace) -> bool:

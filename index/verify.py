@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from manifold.errors import FormatError, ManifoldError
 from manifold.files import TEMPORARY_PREFIX, load_tensors, sha256_file
@@ -15,7 +16,7 @@ from manifold.gaussian import GaussianManifold
 from .latents import latents_file, metadata_file
 from .progress import Progress, silent
 from .shards import read_rejects
-from .statistics import covers_other_latents
+from .statistics import class_means_path, class_moments_path, covers_other_latents
 from .workspace import Workspace
 
 __all__ = ["Verification", "verify_workspace"]
@@ -72,7 +73,7 @@ def verify_workspace(workspace: str | Path, *, progress: Progress = silent) -> V
             f"manifest.json: {manifest.count:,} rows, {manifest.rejects:,} rejects and {manifest.removed:,} removed do not "
             f"add up to {inputs:,} inputs"
         )
-    for path in (opened.moments_path, opened.stats_path):
+    for path in (opened.moments_path, opened.stats_path, class_means_path(opened), class_moments_path(opened)):
         if path.is_file():
             checked.append(str(path.relative_to(opened.root)))
             problems += _statistics_problems(opened, path)
@@ -132,10 +133,10 @@ def _statistics_problems(workspace: Workspace, path: Path) -> list[str]:
     except FormatError as error:
         return [str(error)]
     found = [f"{name}: {key} is not finite" for key, tensor in tensors.items() if not tensor.isfinite().all()]
-    d = GaussianManifold.load(path).d if path == workspace.stats_path else tensors["mean"].numel()
+    d = GaussianManifold.load(path).d if path == workspace.stats_path else _width(tensors)
     if d != workspace.latents.d:
         found.append(f"{name} has {d} dimensions, the latents have {workspace.latents.d}")
-    count = int(tensors["count"]) + len(tensors.get("waiting", ()))
+    count = _rows_behind(tensors)
     if count != len(workspace.latents):
         found.append(f"{name} was made from {count:,} rows, the workspace has {len(workspace.latents):,}; fit again")
     elif covers_other_latents(
@@ -143,6 +144,17 @@ def _statistics_problems(workspace: Workspace, path: Path) -> list[str]:
     ):
         found.append(f"{name} was made from other latents than the workspace has; fit again")
     return found
+
+
+def _width(tensors: dict[str, Tensor]) -> int:
+    """Values of a row, by any of the means or sums in a file."""
+    return next(tensor.shape[-1] for key, tensor in tensors.items() if key.split(".")[-1] in ("mean", "sums"))
+
+
+def _rows_behind(tensors: dict[str, Tensor]) -> int:
+    """Rows that statistics were made from: counts, of all or of each class, and rows that wait."""
+    counts = sum(int(t.sum()) for key, t in tensors.items() if key.split(".")[-1] in ("count", "counts"))
+    return counts + sum(len(t) for key, t in tensors.items() if key.split(".")[-1] == "waiting")
 
 
 def _index_problems(workspace: Workspace) -> list[str]:

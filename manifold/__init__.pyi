@@ -2,6 +2,8 @@ from .alignment import Alignment as Alignment
 from .alignment import measure_alignment as measure_alignment
 from .certified import CertifiedEmpiricalDenoiser as CertifiedEmpiricalDenoiser
 from .class_flow import ClassFlow as ClassFlow
+from .class_gaussians import ClassGaussians as ClassGaussians
+from .class_means import ClassMeans as ClassMeans
 from .class_moments import ClassMoments as ClassMoments
 from .compare import Comparison as Comparison
 from .compare import compare_denoisers as compare_denoisers

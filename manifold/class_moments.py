@@ -5,22 +5,22 @@ Every row is multiplied once, within its class; the moments of all rows are the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError, ShapeError
-from .files import read_json, write_json
+from .errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError
+from .files import load_tensors, save_tensors
 from .moments import Moments, Precision
-from .rows import as_rows, first_bad_row
+from .rows import as_labels, as_rows, first_bad_row
 
 __all__ = ["ClassMoments"]
 
-_CARD = "classes.json"
+_FORMAT = "manifold.class_moments.1"
 
 
 class ClassMoments:
@@ -76,13 +76,7 @@ class ClassMoments:
             NonFiniteError naming the row; nothing is taken in then.
         """
         rows = as_rows(batch, self.d)
-        keys = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-        if keys.shape != (len(rows),):
-            raise ShapeError(f"there must be one label a row, there are {len(rows)} rows and labels {keys.shape}")
-        if len(rows) == 0:
-            return
-        if keys.dtype.kind not in "iu":
-            raise InputError(f"labels must be integers, they are {keys.dtype}; number the classes first")
+        keys = as_labels(labels, len(rows))
         bad = first_bad_row(rows)
         if bad is not None:
             raise NonFiniteError(
@@ -138,25 +132,32 @@ class ClassMoments:
                 self._classes[label] = Moments(self.d, precision=self.precision, device=self.device)
             self._classes[label].merge(other[label])
 
-    def save(self, folder: Path, metadata: dict[str, Any] | None = None) -> None:
-        """Write one moments file a class and a card, `classes.json`, written last. See `Moments.save`."""
-        folder = Path(folder)
-        for label in self.labels:
-            self._classes[label].save(folder / f"class_{label}.safetensors")
-        card = {"d": self.d, "precision": self.precision, "max_classes": self.max_classes, "labels": list(self.labels)}
-        write_json(folder / _CARD, {**card, "metadata": metadata or {}})
+    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Write everything to one safetensors file, atomically: for each label what `Moments.save` writes, `label.name`."""
+        tensors = {
+            f"{label}.{name}": tensor
+            for label in self.labels
+            for name, tensor in self._classes[label].tensors().items()
+        }
+        facts = {"format": _FORMAT, "d": str(self.d), "precision": self.precision, "max_classes": str(self.max_classes)}
+        save_tensors(Path(path), tensors, {**(metadata or {}), **facts})
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str | None = None) -> tuple[Self, dict[str, Any]]:
+    def load(cls, path: Path, device: torch.device | str | None = None) -> tuple[Self, dict[str, str]]:
         """Read what `save` wrote; returns the moments and the caller's metadata.
 
-        Raises: FileNotFoundError; FormatError if the card or a class is damaged.
+        Raises: FileNotFoundError; FormatError if the file is damaged or holds something else.
         """
-        folder = Path(folder)
-        card = read_json(folder / _CARD)
-        if not {"d", "precision", "max_classes", "labels", "metadata"} <= set(card):
-            raise FormatError(f"{folder / _CARD} is not the card of class moments; fit again to make it")
-        found = cls(card["d"], precision=card["precision"], device=device, max_classes=card["max_classes"])
-        for label in card["labels"]:
-            found._classes[label], _ = Moments.load(folder / f"class_{label}.safetensors", device)
-        return found, card["metadata"]
+        tensors, metadata = load_tensors(Path(path))
+        if metadata.pop("format", None) != _FORMAT:
+            raise FormatError(f"{path} does not hold moments of classes ({_FORMAT}); fit again to make them")
+        precision: Precision = "exact" if metadata.pop("precision") == "exact" else "fast"
+        classes = int(metadata.pop("max_classes"))
+        found = cls(int(metadata.pop("d")), precision=precision, device=device, max_classes=classes)
+        parts: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            label, name = key.split(".")
+            parts.setdefault(int(label), {})[name] = tensor
+        for number, part in parts.items():
+            found._classes[number] = Moments.from_tensors(part, precision, device)
+        return found, metadata

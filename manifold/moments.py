@@ -199,15 +199,8 @@ class Moments:
 
         Cost: 4 d^2 bytes on disk.
         """
-        triangle = torch.cat([self._scatter[i, i:].cpu() for i in range(self.d)])
-        tensors = {
-            "count": torch.tensor(self._done),
-            "mean": self._mean,
-            "scatter": triangle,
-            "waiting": self._buffer[: self._waiting],
-        }
         facts = {"format": _FORMAT, "precision": self.precision}
-        save_tensors(Path(path), tensors, {**(metadata or {}), **facts})
+        save_tensors(Path(path), self.tensors(), {**(metadata or {}), **facts})
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str | None = None) -> tuple[Self, dict[str, str]]:
@@ -220,7 +213,23 @@ class Moments:
         if metadata.pop("format", None) != _FORMAT:
             raise FormatError(f"{path} does not hold moments ({_FORMAT}); fit again to make them")
         precision = metadata.pop("precision")
-        moments = cls(tensors["mean"].numel(), precision="exact" if precision == "exact" else "fast", device=device)
+        return cls.from_tensors(tensors, "exact" if precision == "exact" else "fast", device), metadata
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `save` writes."""
+        return {
+            "count": torch.tensor(self._done),
+            "mean": self._mean,
+            "scatter": torch.cat([self._scatter[i, i:].cpu() for i in range(self.d)]),
+            "waiting": self._buffer[: self._waiting],
+        }
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], precision: Precision, device: torch.device | str | None = None
+    ) -> Self:
+        """Moments from what `tensors` gave."""
+        moments = cls(tensors["mean"].numel(), precision=precision, device=device)
         moments._done = int(tensors["count"])
         moments._mean = tensors["mean"].to(moments.device)
         start = 0
@@ -228,7 +237,7 @@ class Moments:
             moments._scatter[i, i:] = tensors["scatter"][start : start + moments.d - i]
             start += moments.d - i
         moments.update(tensors["waiting"])  # also restores the type of rows that wait
-        return moments, metadata
+        return moments
 
     def _widen(self, dtype: torch.dtype) -> None:
         """Let the rows that wait be of a type that holds those to come as well."""

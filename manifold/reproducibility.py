@@ -11,6 +11,7 @@ from torch import Tensor
 from .covariance import LowRankCovariance, fit_covariance, fit_lowrank
 from .errors import InputError
 from .moments import Moments
+from .power import channel_variance, radial_power
 from .rows import RowStore, RowSubset
 from .spectrum import (
     SHARES,
@@ -21,7 +22,7 @@ from .spectrum import (
     power_law,
 )
 
-__all__ = ["Convergence", "SplitHalf", "convergence", "split_half", "subspace_overlap"]
+__all__ = ["Convergence", "SplitHalf", "convergence", "passes_over", "split_half", "subspace_overlap"]
 
 _DENSE_LIMIT = 4096
 
@@ -91,6 +92,11 @@ def split_half(
     return SplitHalf(overlap, chance, threshold, int(agreed[-1, 0]) + 1 if len(agreed) else 0, rows)
 
 
+def passes_over(d: int) -> int:
+    """How often `split_half` reads the rows, at most."""
+    return 2 if d <= _DENSE_LIMIT else 20
+
+
 @dataclass(frozen=True)
 class Convergence:
     """The summary of a spectrum from the first part of the evidence, every m-th row.
@@ -103,6 +109,9 @@ class Convergence:
         above_noise: eigenvalues beyond the Marchenko-Pastur edge; None if only some eigenvalues are kept.
         exponent: of the power law over the ranks asked for; None if that few rows do not reach them.
         overlap: subspace overlap of the leading directions with those from all rows.
+        directions: how many directions that is.
+        channel_variance: (C,) mean variance of the values of each channel; None without a shape.
+        radial_power: (C, r) power in rings of spatial frequency, see `manifold.power`; None without a shape.
     """
 
     count: int
@@ -114,12 +123,16 @@ class Convergence:
     above_noise: int | None
     exponent: float | None
     overlap: float
+    directions: int
+    channel_variance: Tensor | None
+    radial_power: Tensor | None
 
 
 def convergence(
     store: RowStore,
     rank: int = 256,
     *,
+    shape: tuple[int, int, int] | None = None,
     first: int = 10,
     last: int = 100,
     modulus: Sequence[int] = (16, 8, 4, 2, 1),
@@ -130,11 +143,12 @@ def convergence(
     Arguments
         store: the rows.
         rank: directions whose overlap with those of all rows is reported, at most.
+        shape: (C, H, W) of a row, for the power spectra.
         first, last: ranks of the power law.
         modulus: every how many-th row to use; 1 must be among them.
         device: where the work is done.
 
-    Raises: InputError if `modulus` lacks 1.
+    Raises: InputError if `modulus` lacks 1; ShapeError if the shape is not that of a row.
 
     Cost: two passes in all and an eigendecomposition for each entry up to d = 4096.
     """
@@ -159,6 +173,9 @@ def convergence(
                 above_noise=marchenko_pastur_edge(model.eigvals, len(part), store.d).above if complete else None,
                 exponent=power_law(model.eigvals, first, last).exponent if usable else None,
                 overlap=float(subspace_overlap(model.eigvecs[:, :k], whole.eigvecs[:, :k])[-1]),
+                directions=k,
+                channel_variance=None if shape is None else channel_variance(model, shape),
+                radial_power=None if shape is None else radial_power(model, shape).power,
             )
         )
     return tuple(reversed(points))

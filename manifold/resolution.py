@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 from torch import Tensor
 
+from .covariance import LowRankCovariance
 from .errors import ManifoldWarning
 from .moments import Moments
+from .rows import as_rows
 
 __all__ = ["resolved_variance", "warn_unresolved"]
 
@@ -43,27 +46,47 @@ def resolved_variance(moments: Moments, largest: float) -> float:
     return noise + _SOLVER * largest
 
 
-def warn_unresolved(moments: Moments, eigvals: Tensor) -> int:
-    """Warn if the spectrum reaches below what the moments' precision resolves.
+def warn_unresolved(moments: Moments, model: LowRankCovariance, rows: Tensor | np.ndarray) -> int:
+    """Warn of directions that have some variance, but less than the moments' precision resolves.
+
+    Eigenvalues below the resolution are no fault where the variance is exactly zero, as it is in as many directions as
+    values repeat each other (greyscale images, enlarged ones). So some rows are looked at again, in float64, along these
+    directions. What shows there because an eigenvector is a little off, by noise / mu toward a direction of variance mu,
+    is at most noise^2 / mu, and does not count.
 
     Arguments
         moments: the moments that were decomposed.
-        eigvals: (k,) their eigenvalues, descending. Those that are zero because there are fewer rows than dimensions
-            do not count.
+        model: their eigenpairs. Those that are zero because there are fewer rows than dimensions do not count.
+        rows: (m, d), some of the rows, a few hundred.
 
-    Returns: number of eigenvalues below the resolution; none of them if nothing was warned.
+    Returns: number of directions warned of, at least: near the resolution what is real hides in what does not count.
 
-    Raises: NotFittedError if fewer than two rows came.
+    Raises: NotFittedError if fewer than two rows came; ShapeError.
+
+    Cost: O(m d k) for k eigenvalues below the resolution, nothing if there are none.
     """
-    meant = eigvals[: min(moments.count - 1, len(eigvals))].double()
-    floor = resolved_variance(moments, float(meant[0]))
-    below = int((meant < floor).sum())
-    if below:
+    meant = model.eigvals[: min(moments.count - 1, model.k)].double().cpu()
+    largest = float(meant[0])
+    floor = resolved_variance(moments, largest)
+    below = (meant < floor).nonzero()[:, 0]
+    if len(below) == 0 or len(rows) < 2:
+        return 0
+    vectors = model.eigvecs[:, below.to(model.eigvecs.device)].double().cpu()
+    looked_at = as_rows(rows, model.d).cpu().double()
+    looked_at = looked_at - looked_at.mean(0)
+    variance = (looked_at @ vectors).square().sum(0) / (len(looked_at) - 1)
+    noise = floor / 5
+    smallest = float(meant[meant >= floor].min()) if int((meant >= floor).sum()) else largest
+    # A float32 eigenvector is off by 2^-25 of its length in any direction, besides.
+    leak = 4 * noise**2 / smallest + 2.0**-44 * float(moments.variance().mean())
+    unresolved = int((variance > leak).sum())
+    if unresolved:
         advice = 'fit with precision="exact"' if moments.precision == "fast" else "they count as zero"
         warnings.warn(
-            f"{below} of {len(meant)} eigenvalues lie below {floor:.2g}, {floor / float(meant[0]):.1g} of the largest, "
-            f'which is what precision="{moments.precision}" resolves on these data; {advice}',
+            f"at least {unresolved} of {len(meant)} directions have a variance that is not zero but below {floor:.2g}, "
+            f'{floor / largest:.1g} of the largest, which is what precision="{moments.precision}" resolves on these '
+            f"data; {advice}",
             ManifoldWarning,
             stacklevel=2,
         )
-    return below
+    return unresolved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import InputError, ShapeError
 
-__all__ = ["ArrayRows", "RowStore", "RowSubset", "as_rows", "first_bad_row", "largest_modulus"]
+__all__ = ["ArrayRows", "RowStore", "RowSubset", "as_labels", "as_rows", "first_bad_row", "largest_modulus"]
 
 _BLOCK = 2**16  # values looked at in a step: they stay in cache
 _SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -39,6 +39,19 @@ def as_rows(batch: Tensor | np.ndarray, d: int) -> Tensor:
     if batch.ndim < 2 or math.prod(batch.shape[1:]) != d:
         raise ShapeError(f"a batch must be (n, {d}) or (n, ...) with {d} values a row, it is {tuple(batch.shape)}")
     return batch.detach().reshape(len(batch), d)
+
+
+def as_labels(labels: Tensor | np.ndarray | Sequence[int], rows: int) -> np.ndarray:
+    """One whole number for each of so many rows, (rows,).
+
+    Raises: ShapeError if there are not as many; InputError if they are not integers.
+    """
+    keys = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if keys.shape != (rows,):
+        raise ShapeError(f"there must be one label a row, there are {rows} rows and labels {keys.shape}")
+    if rows and keys.dtype.kind not in "iu":
+        raise InputError(f"labels must be integers, they are {keys.dtype}; number the classes first")
+    return keys
 
 
 def largest_modulus(rows: Tensor) -> float:

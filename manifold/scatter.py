@@ -9,8 +9,10 @@ happens while it is in cache: at d = 3072 a pass of all rows through memory cost
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ _BLOCK = 30_000
 _ROWS = 1024  # rows multiplied at a time on the CPU: bounds the memory of the operands
 _PANEL = 4096  # matrix rows multiplied at a time in float32: bounds the memory of the product
 _TILE = 1024
+_SUMS = 16  # parts that column sums are taken in
 _SAFE_MAX = 1e15  # rows between the two have deviations whose squares and sums of squares are in the range of float32
 _SAFE_MIN = 1e-3
 
@@ -50,26 +53,52 @@ def column_mean(rows: Tensor) -> Tensor:
 
     Raises: NonFiniteError if the sum leaves the range of float64.
     """
-    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    for start, stop in _row_blocks(rows):
-        total += _widened(rows[start:stop], torch.float64).sum(0)
-    total /= len(rows)
-    if not bool(total.isfinite().all()):
+    mean = _column_sums(rows, None) / len(rows)
+    if not bool(mean.isfinite().all()):
         raise NonFiniteError("the sum of the rows exceeds the range of float64; divide the data by a constant first")
-    return total
+    return mean
 
 
 def column_squares(rows: Tensor, mean: Tensor) -> Tensor:
     """Sum over the rows of (x - mean)^2, (d,) float64."""
-    total = torch.zeros_like(mean)
-    for start, stop in _row_blocks(rows):
-        total += (_widened(rows[start:stop], torch.float64) - mean).square_().sum(0)
-    return total
+    return _column_sums(rows, mean)
+
+
+def _column_sums(rows: Tensor, mean: Tensor | None) -> Tensor:
+    """Sum of the rows, or of the squares of their deviations from a mean; of as many parts whatever the threads."""
+    parts = rows.split(max(1, -(-len(rows) // _SUMS)))
+    sums = torch.zeros(len(parts), rows.shape[1], dtype=torch.float64, device=rows.device)
+
+    def add_up(number: int) -> None:
+        for block in parts[number].split(_block_rows(rows)):
+            wide = _widened(block, torch.float64)
+            sums[number] += wide.sum(0) if mean is None else (wide - mean).square_().sum(0)
+
+    _spread(add_up, range(len(parts)), rows.device)
+    return sums.sum(0)
 
 
 def _widened(block: Tensor, dtype: torch.dtype) -> Tensor:
     """The block in a type at least as wide; the same memory if it has that type. By way of float32, which is quicker."""
     return block.float().to(dtype) if block.element_size() == 2 else block.to(dtype)
+
+
+def _spread(work: Callable[[int], None], numbers: Iterable[int], device: torch.device) -> None:
+    """Call `work` for each number, on as many threads as torch has.
+
+    Torch's own threads wait for each other by spinning, beside those of the product; these sleep.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        for number in numbers:
+            work(number)
+    else:
+        list(_threads(threads).map(work, numbers))
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="moments")
 
 
 def add_rows(scatter: Tensor, rows: Tensor, mean: Tensor, peak: float, dtype: torch.dtype, scratch: Scratch) -> None:
@@ -78,8 +107,8 @@ def add_rows(scatter: Tensor, rows: Tensor, mean: Tensor, peak: float, dtype: to
     Arguments
         scatter: (d, d) float64, contiguous, changed in place.
         rows: (n, d) of a floating-point type, as it came.
-        mean: (d,) float64, of these rows. From rows narrower than float64 it is taken off in two float32 parts, so that
-            rows 1000 standard deviations from zero lose nothing but the rounding of the result.
+        mean: (d,) float64, of these rows. What its rounding to the type of the rows leaves is accounted for, so that rows
+            1000 standard deviations from zero lose nothing but the rounding of the result.
         peak: largest modulus among the rows. Rows of extreme size are scaled by a power of two, so that no square leaves
             the range of `dtype`.
         dtype: type of the products, float32 or float64.
@@ -107,31 +136,36 @@ def add_rows(scatter: Tensor, rows: Tensor, mean: Tensor, peak: float, dtype: to
         _add_rows_in_float64(scatter, operands, alpha, scratch)
     else:
         _add_rows_in_float32(scatter, operands, alpha, scratch)
+    if bool(operands.left_over.any()):
+        add_outer(scatter, -float(len(rows)), operands.left_over)
 
 
 class _Operands:
-    """Rows about their mean, scaled by a power of two, a part at a time."""
+    """Rows about `center`, their mean rounded to their type, scaled by a power of two; a part at a time."""
 
     def __init__(self, rows: Tensor, mean: Tensor, wide: torch.dtype, exponent: int) -> None:
         self.rows, self._wide, self._exponent = rows, wide, exponent
-        self._high = mean.to(wide)
-        self._low = (mean - self._high.double()).to(wide)
+        self._center = mean.to(wide)
+        self.left_over = mean - self._center.double()
 
     def into(self, out: Tensor, top: int, left: int) -> None:
         """Fill `out` (m, c) with rows from `top` on and columns from `left` on."""
-        stop, right = top + len(out), left + out.shape[1]
-        high, low = self._high[left:right], self._low[left:right]
-        part = self.rows[top:stop, left:right]
-        for first, last in _row_blocks(out):
-            block = _widened(part[first:last], self._wide) - high
-            if self._exponent:
-                block.sub_(low)
-                torch.mul(block, math.ldexp(1.0, -self._exponent), out=block)
-                out[first:last].copy_(block)
-            elif out.dtype == block.dtype:
-                torch.sub(block, low, out=out[first:last])
-            else:
-                out[first:last].copy_(block.sub_(low))
+        right = left + out.shape[1]
+        center = self._center[left:right]
+        rows = self.rows[top : top + len(out), left:right]
+        share = -(-len(out) // torch.get_num_threads()) if out.device.type == "cpu" else len(out)
+        step = min(share, _block_rows(out))
+
+        def fill(start: int) -> None:
+            stop = start + share
+            for source, target in zip(rows[start:stop].split(step), out[start:stop].split(step), strict=True):
+                wide = _widened(source, self._wide)
+                if self._exponent == 0 and out.dtype == self._wide:
+                    torch.sub(wide, center, out=target)
+                else:
+                    target.copy_((wide - center).mul_(math.ldexp(1.0, -self._exponent)))
+
+        _spread(fill, range(0, len(out), share), out.device)
 
 
 def _add_rows_in_float64(scatter: Tensor, operands: _Operands, alpha: float, scratch: Scratch) -> None:
@@ -195,20 +229,29 @@ def add_scatter(scatter: Tensor, other: Tensor) -> None:
 
 
 def _add_triangle(scatter: Tensor, other: Tensor, alpha: float) -> None:
-    for start, stop in _row_blocks(scatter):
-        scatter[start:stop, start:].add_(other[start:stop, start:], alpha=alpha)
+    step = _block_rows(scatter)
+
+    def add(start: int) -> None:
+        for first in range(start, min(start + 16 * step, len(scatter)), step):
+            scatter[first : first + step, first:].add_(other[first : first + step, first:], alpha=alpha)
+
+    _spread(add, range(0, len(scatter), 16 * step), scatter.device)
 
 
 def _add_block(scatter: Tensor, other: Tensor, alpha: float) -> None:
-    for start, stop in _row_blocks(scatter):
-        scatter[start:stop].add_(other[start:stop], alpha=alpha)
+    step = _block_rows(scatter)
+
+    def add(start: int) -> None:
+        stop = start + 16 * step
+        for ours, theirs in zip(scatter[start:stop].split(step), other[start:stop].split(step), strict=True):
+            ours.add_(theirs, alpha=alpha)
+
+    _spread(add, range(0, len(scatter), 16 * step), scatter.device)
 
 
-def _row_blocks(matrix: Tensor) -> Iterator[tuple[int, int]]:
-    """Rows first to last of blocks that an elementwise step takes at once."""
-    step = max(1, _BLOCK // matrix.shape[1]) if matrix.device.type == "cpu" else _PANEL
-    for start in range(0, len(matrix), step):
-        yield start, min(start + step, len(matrix))
+def _block_rows(matrix: Tensor) -> int:
+    """How many rows an elementwise step takes at once."""
+    return max(1, _BLOCK // matrix.shape[1]) if matrix.device.type == "cpu" else _PANEL
 
 
 def add_outer(scatter: Tensor, weight: float, vector: Tensor) -> None:
@@ -218,7 +261,8 @@ def add_outer(scatter: Tensor, weight: float, vector: Tensor) -> None:
 
         dsyr(weight, vector.numpy(), a=scatter.numpy().T, lower=1, overwrite_a=1)
         return
-    for start, stop in _row_blocks(scatter):
+    for start in range(0, len(scatter), _PANEL):
+        stop = start + _PANEL
         scatter[start:stop, start:].addr_(vector[start:stop], vector[start:], alpha=weight)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import make_workspace
 
-from index.fit import fit_workspace
+from index.fit import fit_workspace, judge_workspace
 from index.latents import LatentStore, latents_file
 from index.verify import verify_workspace
 from index.workspace import Workspace
@@ -56,11 +56,11 @@ def test_a_second_fit_reads_no_latents(root, monkeypatch):
 
 
 def test_a_stopped_fit_resumes_to_the_same_bytes(root, tmp_path, latents, monkeypatch):
-    import index.fit
+    import index.streaming
 
     whole = make_workspace(tmp_path / "whole", latents, shape=(3, 2, 2), shard_rows=90).root
     fit_workspace(whole)
-    monkeypatch.setattr(index.fit, "_SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(index.streaming, "_SAVE_EVERY_S", 0.0)
 
     def stop(stage: str, done: int, total: int) -> None:
         if done > 200:
@@ -125,3 +125,28 @@ def test_auto_says_what_it_compared(root):
     fitted = fit_workspace(root, model="auto")
     assert "models compared" in fitted.metadata["selection"]
     assert GaussianManifold.load(Workspace.open(root).stats_path).metadata["selection"] == fitted.metadata["selection"]
+
+
+def test_a_spectrum_below_the_precision_is_said(tmp_path, rng):
+    """Some directions hold 1e-12 of the variance of others: lost in float32, seen in float64."""
+    spread = np.r_[np.full(8, 100.0), np.full(8, 1e-4)]
+    root = make_workspace(tmp_path / "ws", rng.standard_normal((500, 16)) * spread, shape=(1, 4, 4)).root
+    with pytest.warns(ManifoldWarning, match='8 of 16 directions .* fit with precision="exact"'):
+        fit_workspace(root)
+    fit_workspace(root, precision="exact")
+
+
+def test_greyscale_images_are_no_fault_of_precision(tmp_path, rng):
+    grey = rng.standard_normal((400, 1, 4)) * [3, 2, 1, 0.5]
+    root = make_workspace(tmp_path / "ws", np.repeat(grey, 3, 1).reshape(400, 12), shape=(3, 2, 2)).root
+    assert (fit_workspace(root).eigvals[4:] < 1e-5).all()
+
+
+def test_judging_tells_how_far_it_is(root):
+    fit_workspace(root)
+    told = []
+    sentence = judge_workspace(root, progress=lambda stage, done, total: told.append((stage, done, total)))
+    assert sentence == judge_workspace(root)
+    assert told[-1] == ("judge", 600, 600)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert len(told) > 4

@@ -105,6 +105,23 @@ def test_extreme_scales(rng, precision, scale, device):
     assert relative(take(rows, precision, 3, device).covariance() / scale**2, two_pass(rows / scale)) < LIMIT[precision]
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_number_of_threads_changes_little_more_than_nothing(rng, precision, dtype):
+    """Column sums not a bit; products as far as the BLAS sums them otherwise."""
+    rows = (rng.standard_normal((9000, 50)) + 3).astype(dtype)
+    one = take(rows, precision, 3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        three = take(rows, precision, 3)
+        three.flush()
+        assert torch.equal(three.mean, one.mean)
+        assert relative(three.covariance(), one.covariance().numpy()) < LIMIT[precision]
+    finally:
+        torch.set_num_threads(before)
+
+
 splits = st.lists(st.integers(0, 10_000), max_size=6)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from manifold.covariance import LowRankCovariance, fit_covariance
 from manifold.errors import ManifoldWarning
 from manifold.moments import Moments
 from manifold.resolution import resolved_variance, warn_unresolved
@@ -39,17 +40,53 @@ def test_eigenvalues_above_the_resolution_are_right_to_ten_percent(rng, precisio
         assert float(error[truth < floor / 100].max()) > 0.1
 
 
-def test_warns_with_the_number_of_eigenvalues_and_the_way_out(rng):
-    rows = planted(rng, 2048, 64, bright=False)
-    moments = Moments(64)
+def decomposed(rows: np.ndarray, precision: str = "fast") -> tuple[Moments, LowRankCovariance]:
+    moments = Moments(rows.shape[1], precision=precision)
     moments.update(rows)
-    eigvals = torch.linalg.eigvalsh(moments.covariance()).flip(0)
-    with pytest.warns(ManifoldWarning, match=r'[23]\d of 64 eigenvalues lie below .* fit with precision="exact"'):
-        below = warn_unresolved(moments, eigvals)
-    assert 20 <= below < 32
+    return moments, fit_covariance(moments)
+
+
+def test_warns_with_the_number_of_directions_and_the_way_out(rng):
+    rows = planted(rng, 2048, 64, bright=False)
+    with pytest.warns(
+        ManifoldWarning, match=r"at least \d+ of 64 directions .* not zero .* fit with precision=\"exact\""
+    ):
+        unresolved = warn_unresolved(*decomposed(rows), rows[::4])
+    assert 3 <= unresolved < 32
+
+
+def test_variance_far_below_the_resolution_is_seen(rng):
+    """float16 latents of which half the directions hold 1e-12 of the variance of the others."""
+    rows = (rng.standard_normal((500, 16)) * np.r_[np.full(8, 100.0), np.full(8, 1e-4)]).astype(np.float16)
+    with pytest.warns(ManifoldWarning, match=r"8 of 16 directions"):
+        assert warn_unresolved(*decomposed(rows), rows) == 8
+    assert warn_unresolved(*decomposed(rows, "exact"), rows) == 0
+
+
+@pytest.mark.parametrize("precision", ["fast", "exact"])
+@pytest.mark.parametrize("repeated", ["channels", "pixels", "constant", "sums"])
+def test_exact_dependencies_are_no_fault(rng, precision, repeated):
+    """Greyscale, enlarged and partly blank images: as many eigenvalues are zero but for rounding."""
+    basis = np.linalg.qr(rng.standard_normal((16, 16)))[0] * 10 ** np.linspace(1, -1, 16)
+    base = (rng.standard_normal((3000, 16)) @ basis).astype(np.float16)
+    rows = {
+        "channels": np.concatenate([base, base, base], 1),
+        "pixels": np.repeat(base, 3, 1),
+        "constant": np.concatenate([base, np.full((3000, 32), 0.3, np.float16)], 1),
+        "sums": np.concatenate([base, 2 * base, -base], 1).astype(np.float64) @ np.eye(48)[rng.permutation(48)],
+    }[repeated]
+    moments, model = decomposed(rows, precision)
+    assert float(model.eigvals[20]) < resolved_variance(moments, float(model.eigvals[0])), "some lie below"
+    assert warn_unresolved(moments, model, rows[::6]) == 0
+
+
+def test_dependencies_do_not_hide_directions_that_are_lost(rng):
+    base = np.concatenate([rng.standard_normal((2000, 8)) * 100, rng.standard_normal((2000, 4)) * 1e-4], 1)
+    rows = np.repeat(base.astype(np.float16), 2, 1)
+    with pytest.warns(ManifoldWarning, match="4 of 24 directions"):
+        assert warn_unresolved(*decomposed(rows), rows[::4]) == 4
 
 
 def test_says_nothing_of_a_flat_spectrum_or_of_missing_rows(rng):
-    moments = Moments(64)
-    moments.update(rng.standard_normal((30, 64)))
-    assert warn_unresolved(moments, torch.linalg.eigvalsh(moments.covariance()).flip(0)) == 0
+    rows = rng.standard_normal((30, 64))
+    assert warn_unresolved(*decomposed(rows), rows) == 0

@@ -159,8 +159,8 @@ def test_class_moments_are_those_of_each_class_and_of_all(rng, tmp_path):
         assert torch.equal(found[label].covariance(), batched[label].covariance())
     assert_close(found.total().covariance(), torch.from_numpy(np.cov(rows.T)))
     assert_close(found.within(), torch.from_numpy(pooled))
-    found.save(tmp_path / "classes", {"encoder": "pixels"})
-    again, metadata = ClassMoments.load(tmp_path / "classes")
+    found.save(tmp_path / "classes.safetensors", {"encoder": "pixels"})
+    again, metadata = ClassMoments.load(tmp_path / "classes.safetensors")
     assert metadata == {"encoder": "pixels"}
     assert torch.equal(again.within(), found.within())
 
@@ -170,8 +170,8 @@ def test_class_moments_go_on_after_a_stop_and_merge(rng, tmp_path):
     whole, first, other = ClassMoments(6), ClassMoments(6), ClassMoments(6)
     whole.update(rows, labels)
     first.update(rows[:1234], labels[:1234])
-    first.save(tmp_path / "classes")
-    resumed, _ = ClassMoments.load(tmp_path / "classes")
+    first.save(tmp_path / "classes.safetensors")
+    resumed, _ = ClassMoments.load(tmp_path / "classes.safetensors")
     resumed.update(rows[1234:], labels[1234:])
     assert torch.equal(resumed[3].covariance(), whole[3].covariance())
     other.update(rows[1234:], labels[1234:])
@@ -206,9 +206,9 @@ def test_class_moments_refuse_wrong_use(rng, tmp_path):
     many.update(rows[:2], [1, 2])
     with pytest.raises(InputError, match="more than 2 classes"):
         moments.merge(many)
-    (tmp_path / "classes.json").write_text("{}")
-    with pytest.raises(FormatError, match="is not the card"):
-        ClassMoments.load(tmp_path)
+    Moments(3).save(tmp_path / "moments.safetensors")
+    with pytest.raises(FormatError, match="does not hold moments of classes"):
+        ClassMoments.load(tmp_path / "moments.safetensors")
 
 
 def test_a_shared_folder_loads_as_it_was_saved_and_explains_itself(tmp_path):

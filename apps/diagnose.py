@@ -1,0 +1,76 @@
+"""`manifold fit --plots`: everything that a fit says of itself, as pictures and as numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from index.fit import WatchedRows
+from index.progress import Progress, silent
+from index.statistics import load_manifold
+from index.workspace import Workspace
+from manifold.covariance import LowRankCovariance
+from manifold.diagnostics import diagnose, verdict
+from manifold.errors import InputError
+from manifold.files import write_json
+from manifold.reproducibility import convergence, passes_over, split_half
+
+from .diagnostic_plots import plot_convergence, plot_power, plot_reproducible
+from .plots import plot_spectrum
+
+__all__ = ["draw_diagnostics"]
+
+
+def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Progress = silent) -> str:
+    """Write spectrum.png, reproducible.png, power.png, convergence.png and diagnostics.json into a folder.
+
+    Arguments
+        workspace: its folder, fitted.
+        folder: made if it is not there.
+        progress: told of ("judge", rows done, rows to do).
+
+    Returns: the verdict, as `judge_workspace` gives it.
+
+    Raises: NotFittedError if the workspace is not fitted; InputError for a stationary model, which has no directions to
+        compare, and with fewer than 64 latents; StorageError.
+
+    Cost: four passes over the latents and seven eigendecompositions up to d = 4,096; above, up to seventy passes.
+    """
+    opened, folder = Workspace.open(workspace), Path(folder)
+    fitted = load_manifold(opened)
+    count = len(opened.latents)
+    if not isinstance(fitted.covariance, LowRankCovariance):
+        raise InputError(
+            "these plots are of a spectrum with directions, and this model is stationary; fit another --model"
+        )
+    if count < 64:
+        raise InputError(f"convergence needs at least 64 latents, there are {count}; encode more images")
+    passes = passes_over(fitted.d)
+    rows = WatchedRows(opened.latents, passes + max(2, 5 * passes // 2), progress)
+    split = split_half(rows)
+    points = convergence(rows, shape=fitted.shape)
+    rows.finish()
+    found = diagnose(fitted.covariance, count, shape=fitted.shape, split=split)
+    name = opened.manifest.recipe.source
+    plot_spectrum(fitted, found, folder / "spectrum.png", name)
+    plot_reproducible(split, folder / "reproducible.png", name)
+    if found.channel_variance is not None and found.radial_power is not None:
+        plot_power(found.channel_variance.numpy(), found.radial_power, folder / "power.png", name)
+    plot_convergence(points, folder / "convergence.png", name)
+    numbers = {"fit": _plain(asdict(found)), "convergence": [_plain(asdict(point)) for point in points]}
+    write_json(folder / "diagnostics.json", numbers)
+    return verdict(found)
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as lists, whatever they lie in."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value
