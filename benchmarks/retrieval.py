@@ -4,7 +4,7 @@
 
 Gallery images are noised, x_t = x0 + sigma * eps, and searched for among all images. Recall is of the source. The
 reliability table asks whether the probabilities of `source` are honest: of the rows named with probability near p, a share
-near p must be the source.
+near p must be the source. Beside each share stands the interval (Wilson, 95 %) of what it may be by chance.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from report import show, write
 
 from index import Searcher, build_index, encode_images, fit_workspace
 from index.latents import LatentStore
+from index.recall import wilson
 
 SIGMAS = (0.5, 1.0, 2.0, 5.0, 10.0)
 QUESTIONS = ("source", "target", "endpoint")
@@ -70,7 +71,12 @@ def measure(searcher: Searcher, queries: int) -> None:
         [list(row.values()) for row in rows],
     )
     table = reliability(np.concatenate(named), np.concatenate(right))
-    show("reliability of `source`, all sigmas", ["from", "to", "rows", "mean probability", "share right"], table)
+    columns = ["from", "to", "rows", "mean probability", "share right", "at least", "at most"]
+    show("reliability of `source`, all sigmas", columns, table)
+    outside = [row for row in table if not row[5] <= row[3] <= row[6]]
+    print(
+        f"\nprobabilities outside the interval of their share: {len(outside)} of {len(table)} bands, about 1 in 20 by chance"
+    )
     below = [sigma for sigma in SIGMAS if recall_of(rows, sigma, "source") < recall_of(rows, sigma, "L2 to x_t")]
     print(f"\nsource below nearest-to-x_t at sigma: {below or 'none'}")
     write(
@@ -110,21 +116,15 @@ def brute_force(store: LatentStore, query: torch.Tensor) -> np.ndarray:
 
 
 def reliability(named: np.ndarray, right: np.ndarray) -> list[list[float]]:
-    """Rows gathered by their probability: its mean beside the share that is the source."""
+    """Rows gathered by their probability: its mean beside the share that is the source, and that share's interval."""
     group = np.clip(np.searchsorted(EDGES, named, side="right") - 1, 0, len(EDGES) - 2)
     table = []
     for number in range(len(EDGES) - 1):
         chosen = group == number
         if chosen.any():
-            table.append(
-                [
-                    float(EDGES[number]),
-                    float(EDGES[number + 1]),
-                    int(chosen.sum()),
-                    float(named[chosen].mean()),
-                    float(right[chosen].mean()),
-                ]
-            )
+            rows, share = int(chosen.sum()), float(right[chosen].mean())
+            band = float(EDGES[number]), float(EDGES[number + 1])
+            table.append([*band, rows, float(named[chosen].mean()), share, *wilson(share, rows)])
     return table
 
 

@@ -139,6 +139,21 @@ def test_every_kind_of_index_grows_and_shrinks(tmp_path, rng, kind):
     assert (card["kind"], card["count"], card["basis"]["count"]) == (kind, 800, 600)
 
 
+@pytest.mark.parametrize(("added", "measured"), [(50, 600), (300, 900)])
+def test_recall_is_measured_again_once_many_rows_are_new(tmp_path, rng, added, measured):
+    latents = (rng.standard_normal((900, 32)) / np.arange(1, 33) ** 0.5).astype(np.float16)
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    np.save(folder / "a_0.npy", latents[:600])
+    root = made(folder, tmp_path / "ws")
+    before = json.loads((root / "index" / "image.json").read_text())["recall"]
+    np.save(folder / "a_1.npy", latents[600 : 600 + added])
+    add_images(folder, root)
+    after = json.loads((root / "index" / "image.json").read_text())["recall"]
+    assert (before["count"], after["count"]) == (600, measured)
+    assert (after == before) == (measured == 600)
+
+
 def _finds(root: Path, latents: np.ndarray, recall: float) -> None:
     queries = latents[::9].astype(np.float64)
     distances = np.linalg.norm(queries[:, None] - latents.astype(np.float64)[None], axis=2)

@@ -7,7 +7,7 @@ import pytest
 from index import faiss_io, inverted_file
 from index.costs import INVERTED
 from index.cpu_index import CpuIndex
-from index.inverted_file import write_inverted_file
+from index.inverted_file import InvertedLists, write_inverted_file
 from manifold.errors import FormatError
 
 D, K, N = 40, 16, 3000
@@ -99,6 +99,74 @@ def test_a_file_written_in_portions_is_that_of_faiss(kind, gather_bytes, rows, e
     write_in_portions(empty(kind, eigvecs, eigvals, rows), rows, tmp_path / "portions.index")
     assert (tmp_path / "portions.index").read_bytes() == (tmp_path / "whole.index").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["portions.index", "whole.index"]
+
+
+@pytest.mark.parametrize("kind", INVERTED)
+@pytest.mark.parametrize("first", [0, 3, 2000, N])
+def test_lists_extended_from_file_to_file_are_those_of_faiss(kind, first, rows, eigvecs, eigvals, tmp_path):
+    """With few, many or no rows before: sparse and full tables of lengths."""
+    index = empty(kind, eigvecs, eigvals, rows)
+    old, grown = tmp_path / "old.index", tmp_path / "grown.index"
+    write_in_portions(index, rows[:first], old)
+    header, storage = faiss_io.empty_file(index, N), faiss_io.storage_of(index)
+    earlier = InvertedLists(old, len(header), 32, storage.code_size)
+    assert len(earlier) == first
+    coords = faiss_io.eigen_coordinates(index, rows[first:])
+    portions = (faiss_io.assign_and_encode(index, coords[low : low + 700]) for low in range(0, len(coords), 700))
+    write_inverted_file(grown, header, 32, portions, tmp_path / "spool", earlier)
+    faiss_io.write_index(filled(kind, eigvecs, eigvals, rows), tmp_path / "whole.index")
+    assert grown.read_bytes() == (tmp_path / "whole.index").read_bytes()
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_an_emptied_index_can_be_filled_again(kind, rows, eigvecs, eigvals, tmp_path):
+    faiss_io.write_index(filled(kind, eigvecs, eigvals, rows), tmp_path / "one.index")
+    before = (tmp_path / "one.index").read_bytes()
+    index = faiss_io.emptied(faiss_io.read_index(tmp_path / "one.index"))
+    assert (index.ntotal, faiss_io.storage_of(index).ntotal) == (0, 0)
+    faiss_io.take(index, faiss_io.eigen_coordinates(index, rows))
+    faiss_io.write_index(index, tmp_path / "two.index")
+    assert (tmp_path / "one.index").read_bytes() == before
+    again = faiss_io.read_index(tmp_path / "two.index")
+    found, expected = (
+        CpuIndex(one).nearest(rows[:40], 20) for one in (again, faiss_io.read_index(tmp_path / "one.index"))
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_candidates_do_not_depend_on_the_batch_or_on_threads(kind, rng):
+    """Wide coordinates and many queries, where FAISS and BLAS would go over to other ways of adding up."""
+    eigvals = 1 / np.arange(1, 65)
+    wide = (rng.standard_normal((4000, 64)) * np.sqrt(eigvals)).astype(np.float32)
+    index = faiss_io.new_index(
+        np.zeros(64, np.float32), np.eye(64, dtype=np.float32), kind, eigvals=eigvals, lists=64, groups=32
+    )
+    faiss_io.train(index, wide)
+    faiss_io.take(index, wide)
+    faiss_io.set_effort(index, 16)
+    queries = (rng.standard_normal((90, 64)) * np.sqrt(eigvals)).astype(np.float32)
+    searched, found, before = CpuIndex(index), [], faiss.omp_get_max_threads()
+    try:
+        for threads, size in ((1, 90), (2, 90), (2, 1), (1, 7)):
+            faiss.omp_set_num_threads(threads)
+            found.append(
+                np.concatenate([searched.nearest(queries[low : low + size], 60) for low in range(0, 90, size)])
+            )
+    finally:
+        faiss.omp_set_num_threads(before)
+    for ids in found[1:]:
+        np.testing.assert_array_equal(ids, found[0])
+
+
+def test_bytes_are_cut_to_their_range_not_wrapped(rows, eigvecs, eigvals):
+    """A row and a query ten times as far out as any that the range was made from stay the farthest on their side."""
+    index = empty("Int8", eigvecs, eigvals, rows)
+    far = rows[:1] + 10 * np.abs(rows - 3).max() * eigvecs[:, 0]
+    faiss_io.take(index, faiss_io.eigen_coordinates(index, np.concatenate([rows, far])))
+    stored = faiss_io.coordinates(index, 0, N + 1)
+    assert stored[N, 0] == stored[:, 0].max()
+    assert CpuIndex(index).nearest(far, 1).tolist() == [[N]]
 
 
 def test_mostly_empty_lists_are_written_as_faiss_does(rows, eigvecs, eigvals, tmp_path):
