@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import torch
 from manifold_apps.bench_teleport import bench_teleport
 from manifold_apps.cli_teleport import sentences
 from manifold_apps.teleport_plot import plot_teleport
@@ -46,7 +45,6 @@ def main() -> None:
     )
     parser.add_argument("--clip", metavar="MODEL", help="Frechet distances in the space of this CLIP model too")
     options = parser.parse_args()
-    torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
         root = options.workspace or made(Path(folder), options.images, options.model)
         found = bench_teleport(
