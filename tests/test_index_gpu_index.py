@@ -4,10 +4,14 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from helpers import make_workspace
 
-from index import faiss_io
+from index import faiss_io, gpu_index
+from index.build import build_index
 from index.cpu_index import CpuIndex
+from index.fit import fit_workspace
 from index.gpu_index import GpuIndex, to_gpu
+from index.search import Searcher
 from manifold.errors import InputError, MissingExtraError
 
 needs_faiss_gpu = pytest.mark.skipif(
@@ -44,8 +48,8 @@ def test_the_gpu_finds_what_the_processor_finds(kind, rows):
         assert np.mean(shared) > 0.95
 
 
-@pytest.mark.parametrize("kind", faiss_io.KINDS)
-def test_all_but_the_kernel(kind, rows, monkeypatch):
+@pytest.fixture
+def kernel_in_torch(monkeypatch):
     """A brute force in torch stands in for the kernel: projection, decoding and shapes are ours, and are what is tested."""
 
     def kernel(resources, queries, held, ids, distances, stream):
@@ -56,6 +60,31 @@ def test_all_but_the_kernel(kind, rows, monkeypatch):
 
     monkeypatch.setattr(faiss_io, "knn_on_gpu", kernel)
     monkeypatch.setattr(faiss_io, "gpu_resources", lambda: None)
+
+
+def test_a_searcher_with_a_device_finds_the_same(tmp_path, rng, kernel_in_torch, monkeypatch):
+    latents = (rng.standard_normal((800, 48)) / np.arange(1, 49)).astype(np.float16)
+    root = make_workspace(tmp_path / "ws", latents, shape=(3, 4, 4)).root
+    fit_workspace(root)
+    build_index(root)
+    with pytest.raises(InputError, match="copied to a CUDA device, cpu is none"):
+        Searcher.open(root, device="cpu")
+    asked = []
+
+    def copied(index, device):
+        asked.append(device)
+        return GpuIndex(index, torch.device("cpu"))
+
+    monkeypatch.setattr(gpu_index, "to_gpu", copied)
+    x_t = torch.from_numpy(latents[::50]).float() + 0.1
+    here, there = Searcher.open(root).search(x_t, 1.0, 0.1), Searcher.open(root, device="cuda:1").search(x_t, 1.0, 0.1)
+    assert asked == ["cuda:1"]
+    np.testing.assert_array_equal(here.ids, there.ids)
+    np.testing.assert_array_equal(here.scores, there.scores)
+
+
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_all_but_the_kernel(kind, rows, kernel_in_torch):
     index = built(kind, rows)
     held = GpuIndex(index, torch.device("cpu"))
     far = np.linalg.norm((rows[:20, None, :K] - 3) - faiss_io.coordinates(index, 0, N)[None], axis=2)
