@@ -15,7 +15,7 @@ from index.images import RejectedImage, decode_image
 from index.images.decode import Crop
 from index.search import Question, Searcher
 from manifold.errors import InputError
-from manifold.schedule import level_at, load_scheduler
+from manifold.schedule import NoiseSchedule
 
 from .sheet import Panel, draw_sheet, save_sheet
 
@@ -56,7 +56,7 @@ class Answer:
 
 
 def noise_level(sigma: float, timestep: float | None, scheduler: str | None) -> tuple[float, float]:
-    """alpha and sigma from what a user gave: a sigma with alpha = 1, or a timestep of a scheduler.
+    """alpha and sigma from what a user gave: a sigma with alpha = 1, or a timestep of a scheduler, in its own coordinates.
 
     Raises: InputError if both or half of the second are given.
     """
@@ -66,7 +66,8 @@ def noise_level(sigma: float, timestep: float | None, scheduler: str | None) -> 
         return 1.0, sigma
     if sigma:
         raise InputError("give the noise level either as --sigma or as --timestep with --scheduler, not both")
-    return level_at(load_scheduler(scheduler), timestep)
+    alpha, noise = NoiseSchedule.from_scheduler(scheduler).levels(timestep)
+    return float(alpha), float(noise)
 
 
 def search_workspace(

@@ -54,19 +54,22 @@ class EmpiricalPosterior:
 
 
 class OnlineSoftmax:
-    """sum_i softmax(l)_i x_i and the k largest l, one batch at a time; float64.
+    """sum_i softmax(l)_i x_i and the k largest l, one batch at a time.
 
     Arguments
-        n: number of states. d: values per row. k: how many of the most probable rows to keep. device: of the sums.
+        n: number of states. d: values per row. k: how many of the most probable rows to keep.
+        device, dtype: of the sums.
     """
 
-    def __init__(self, n: int, d: int, k: int, device: torch.device | str = "cpu") -> None:
-        self._peak = torch.full((n, 1), -torch.inf, dtype=torch.float64, device=device)
-        self._mass = torch.zeros(n, 1, dtype=torch.float64, device=device)
-        self._sum = torch.zeros(n, d, dtype=torch.float64, device=device)
+    def __init__(
+        self, n: int, d: int, k: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+    ) -> None:
+        self._peak = torch.full((n, 1), -torch.inf, dtype=dtype, device=device)
+        self._mass = torch.zeros(n, 1, dtype=dtype, device=device)
+        self._sum = torch.zeros(n, d, dtype=dtype, device=device)
         self._k = k
         self.ids = torch.empty(n, 0, dtype=torch.int64, device=device)
-        self._top = torch.empty(n, 0, dtype=torch.float64, device=device)
+        self._top = torch.empty(n, 0, dtype=dtype, device=device)
 
     def add(self, logits: Tensor, rows: Tensor, ids: Tensor) -> None:
         """Take in logits (n, m) of rows (m, d), numbered ids (m,)."""

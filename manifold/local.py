@@ -9,10 +9,17 @@ that looks the same to a convolution. With zeros beyond the border a network see
 those whose distances to all four borders, as far as the patch reaches, are the same; the interior matches the interior.
 With a circular border all places match. Zeros beyond the border are zeros in x_t and in the collection alike.
 
-The softmax runs over the whole collection, in float64 relative to a running maximum: batches change nothing beyond rounding.
+The softmax runs over the whole collection, relative to a running maximum: batches change nothing beyond rounding.
+
+In float64 unless asked otherwise. LS takes differences and is as good in float32. ELS expands the square, |x|^2 - 2 alpha x p
++ alpha^2 |p|^2, which costs float32 1e-7 |P_l x_t|^2 / sigma^2 in a log-weight: nothing that matters at sigma = 0.1, all of
+it at 0.001.
 
 Source: Kamb & Ganguli, An analytic theory of creativity in convolutional diffusion models (arXiv 2412.20292): the LS and
-ELS machines, and ELS with broken equivariance at the boundary.
+ELS machines, and ELS with broken equivariance at the boundary. Squares, borders of zeros, and interior, edges and corners
+each compared with their like are as in the public program convolutional_diffusion. Two differences from it, on purpose:
+its ELS on the torus takes only the patches that lie wholly inside an image, ours all patches of the torus, as equivariance
+has it; and where a patch is larger than the image it turns from ELS to LS, ours goes on, with borders as far as it reaches.
 """
 
 from __future__ import annotations
@@ -44,6 +51,7 @@ class LocalDenoiser:
         equivariant: ELS if true, LS if false.
         boundary: "zeros" or "circular".
         shape: (C, H, W), for collections of flat rows.
+        device, dtype: where and in what type it computes.
 
     Raises: InputError; ShapeError; NotFittedError if the collection is empty.
     """
@@ -56,10 +64,12 @@ class LocalDenoiser:
         equivariant: bool = True,
         boundary: Literal["zeros", "circular"] = "zeros",
         shape: tuple[int, int, int] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         if boundary not in ("zeros", "circular"):
             raise InputError(f'boundary must be "zeros" or "circular", it is {boundary!r}')
-        self._images = ImageStore(collection, shape)
+        self._images = ImageStore(collection, shape, device, dtype)
         self.size, self.equivariant, self.boundary = size, equivariant, boundary
         if not callable(size):
             self._checked_size(size)
@@ -105,7 +115,7 @@ class LocalDenoiser:
         n, channels = states.shape[:2]
         classes = self._classes(size)
         seen = unfold(self._padded(states, size), size).permute(2, 0, 1)  # (places, n, values in a patch)
-        sums = [OnlineSoftmax(n * len(places), channels, 0) for places in classes]
+        sums = [OnlineSoftmax(n * len(places), channels, 0, states.device, states.dtype) for places in classes]
         largest = max(len(places) for places in classes)
         for rows in self._images.batches(max(_ENTRIES // (n * largest**2), 1)):
             patches = unfold(self._padded(rows, size), size).permute(2, 0, 1)
@@ -113,10 +123,9 @@ class LocalDenoiser:
             for places, total in zip(classes, sums, strict=True):
                 x, p = seen[places].flatten(0, 1), patches[places].flatten(0, 1)
                 squared = x.square().sum(1, keepdim=True) - 2 * alpha * (x @ p.T) + alpha**2 * p.square().sum(1)
-                total.add(
-                    -squared / (2 * sigma**2), centers[places].flatten(0, 1), torch.zeros(len(p), dtype=torch.int64)
-                )
-        found = torch.empty(len(seen), n, channels, dtype=torch.float64)
+                nameless = torch.zeros(len(p), dtype=torch.int64, device=p.device)
+                total.add(-squared / (2 * sigma**2), centers[places].flatten(0, 1), nameless)
+        found = states.new_empty(len(seen), n, channels)
         for places, total in zip(classes, sums, strict=True):
             found[places] = total.mean.reshape(len(places), n, channels)
         return found.permute(1, 2, 0).reshape(states.shape)
@@ -136,19 +145,19 @@ class LocalDenoiser:
 
 
 class PlaceSoftmax:
-    """A softmax over the collection for each of L places, one batch at a time; float64.
+    """A softmax over the collection for each of L places, one batch at a time.
 
     Arguments
-        states: (n, C, H, W), for their sizes.
+        states: (n, C, H, W), for their sizes, type and device.
         per_channel: whether every channel is a place of its own (L = d) or shares its weights (L = H W).
     """
 
     def __init__(self, states: Tensor, per_channel: bool = False) -> None:
         n, channels = states.shape[:2]
         places = states[0].numel() if per_channel else states[0, 0].numel()
-        self._peak = torch.full((n, 1, places), -torch.inf, dtype=torch.float64)
-        self._mass = torch.zeros(n, 1, places, dtype=torch.float64)
-        self._sum = torch.zeros(n, 1 if per_channel else channels, places, dtype=torch.float64)
+        self._peak = states.new_full((n, 1, places), -torch.inf)
+        self._mass = states.new_zeros(n, 1, places)
+        self._sum = states.new_zeros(n, 1 if per_channel else channels, places)
 
     def add(self, logits: Tensor, values: Tensor) -> None:
         """Take in logits (n, m, L) of values (m, 1 or C, L)."""
@@ -166,12 +175,21 @@ class PlaceSoftmax:
 
 
 class ImageStore:
-    """A collection as images (m, C, H, W) in float64, batch by batch.
+    """A collection as images (m, C, H, W) of one type on one device, batch by batch.
 
-    Raises: ShapeError if the shape is unknown or does not fit; NotFittedError if the collection is empty.
+    Raises: ShapeError if the shape is unknown or does not fit; NotFittedError if the collection is empty; InputError for a
+        type other than float32 and float64.
     """
 
-    def __init__(self, collection: Tensor | np.ndarray | RowStore, shape: tuple[int, int, int] | None) -> None:
+    def __init__(
+        self,
+        collection: Tensor | np.ndarray | RowStore,
+        shape: tuple[int, int, int] | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"patches are compared in float32 or float64, not in {dtype}; name one of the two")
         if len(collection) == 0:
             raise NotFittedError("the collection is empty; give at least one image")
         if isinstance(collection, Tensor | np.ndarray):
@@ -181,11 +199,12 @@ class ImageStore:
         if shape is None or int(np.prod(shape)) != collection.d:
             raise ShapeError(f"patches need images: pass shape=(C, H, W) of {collection.d} values, it is {shape}")
         self._store, self.shape, self.d = collection, shape, collection.d
+        self.reference = torch.zeros((), dtype=dtype, device=device)
 
     def batches(self, rows: int) -> Iterator[Tensor]:
         """All images in order, at most `rows` at a time."""
         for batch in self._store.batches(rows):
-            yield as_rows(batch, self.d).cpu().double().reshape(-1, *self.shape)
+            yield as_rows(batch, self.d).to(self.reference).reshape(-1, *self.shape)
 
 
 def at_each_level(
@@ -195,7 +214,7 @@ def at_each_level(
 
     Raises: ShapeError; InputError for a level out of range or sigma = 0.
     """
-    flat = flat_states(x_t, images.d, torch.zeros((), dtype=torch.float64), images.shape)
+    flat = flat_states(x_t, images.d, images.reference, images.shape)
     a, s = (one.expand(len(flat), 1) for one in level_pair(alpha, sigma, len(flat), flat))
     if not bool((s > 0).all()):
         raise InputError("a posterior over patches needs sigma > 0; without noise x0 is x_t / alpha")

@@ -6,12 +6,13 @@
 
 High noise widens the masks, low noise narrows them; specialised collections give them other shapes than squares.
 
-Two deviations from the authors' published program, both on purpose: its softmax is normalised within each batch and then
-averaged, ours over the whole collection; and it divides W by the diagonal entry of the input and cuts at a share of the
-largest entry of the whole matrix, where ours takes the diagonal entry of the output, so that every mask has its centre.
+Two deviations from the authors' published program (ottogin/locality-in-diffusion-models), both on purpose: its softmax is
+normalised within each batch and then averaged, ours over the whole collection, which is the paper's formula; and it divides W
+by the diagonal entry of the input and cuts at a share of the largest entry of the whole matrix, where ours takes the diagonal
+entry of the output, so that every mask has its centre. Its threshold is 0.02, and so is ours.
 
 Source: Lukoianov, Yuan, Solomon, Sitzmann, Locality in Image Diffusion Models Emerges from Data Statistics (arXiv
-2509.09672); streamed softmax: its appendix C3.
+2509.09672): equation 8; streamed softmax: appendix C3.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class WienerLocalDenoiser:
         threshold: share of the diagonal entry below which an input is not looked at. 0 looks at everything: the plain
             empirical denoiser.
         shape: (C, H, W), for collections of flat rows.
+        device, dtype: where and in what type it computes, float32 or float64; differences are taken before they are squared,
+            so float32 is good to about 1e-5.
 
     Raises: InputError; ShapeError; NotFittedError if the collection is empty.
     """
@@ -51,10 +54,12 @@ class WienerLocalDenoiser:
         *,
         threshold: float = 0.02,
         shape: tuple[int, int, int] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold must lie between 0 and 1, it is {threshold}")
-        self._images = ImageStore(collection, shape or manifold.shape)
+        self._images = ImageStore(collection, shape or manifold.shape, device, dtype)
         if self._images.d != manifold.d:
             raise ShapeError(f"the collection has {self._images.d} values a row, the manifold {manifold.d}")
         self.manifold, self.threshold = manifold, threshold
@@ -75,12 +80,12 @@ class WienerLocalDenoiser:
 
         Raises: ShapeError; InputError for a level out of range; sigma must be above 0.
 
-        Cost: n N d^2 multiply-adds in float64: meant for small images or few states.
+        Cost: n N d^2 multiply-adds: meant for small images or few states.
         """
         return at_each_level(self._images, x_t, alpha, sigma, self._at_level)
 
     def _at_level(self, states: Tensor, alpha: float, sigma: float) -> Tensor:
-        mask = self.mask(alpha, sigma).cpu().double()
+        mask = self.mask(alpha, sigma).to(states)
         total = PlaceSoftmax(states, per_channel=True)
         flat = states.flatten(1)
         for rows in self._images.batches(max(_ENTRIES // flat.numel(), 1)):

@@ -17,7 +17,7 @@ from .errors import InputError, ShapeError
 from .files import read_json
 from .snr_curves import FlowCurve, LogSigmaCurve, SnrCurve, TableCurve
 
-__all__ = ["Coordinates", "NoiseSchedule", "Prediction", "level_at", "levels_at_snr", "load_scheduler"]
+__all__ = ["Coordinates", "NoiseSchedule", "Prediction", "levels_at_snr", "load_scheduler"]
 
 Coordinates = Literal["vp", "ve", "flow"]
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
@@ -41,28 +41,6 @@ def load_scheduler(folder: str | Path) -> Any:
     raise InputError(
         f"{root} holds no scheduler_config.json, neither itself nor in scheduler/; name a scheduler's folder"
     )
-
-
-def level_at(scheduler: Any, timestep: float) -> tuple[float, float]:
-    """alpha and sigma at a training timestep of a scheduler.
-
-    Schedulers with alphas_cumprod (DDPM, DDIM, PNDM, DPM-Solver, UniPC, Euler, Heun, LMS): sqrt(alphas_cumprod[t]) and
-    sqrt(1 - alphas_cumprod[t]), whatever coordinates they sample in. Flow matching: 1 - t / N and t / N, with N training
-    timesteps; a shift moves which t are visited, not what a t means.
-
-    Raises: InputError if the timestep is out of range, or the scheduler has neither.
-    """
-    last = int(scheduler.config.num_train_timesteps)
-    if hasattr(scheduler, "alphas_cumprod"):
-        if timestep != int(timestep) or not 0 <= timestep < last:
-            raise InputError(f"the timestep must be a whole number from 0 to {last - 1}, it is {timestep:g}")
-        cumulative = float(scheduler.alphas_cumprod[int(timestep)])
-        return math.sqrt(cumulative), math.sqrt(1 - cumulative)
-    if "FlowMatch" in type(scheduler).__name__:
-        if not 0 <= timestep <= last:
-            raise InputError(f"the timestep must lie between 0 and {last}, it is {timestep:g}")
-        return 1 - timestep / last, timestep / last
-    raise InputError(f"{type(scheduler).__name__} has no levels by timestep; give the noise level with --sigma")
 
 
 class NoiseSchedule:

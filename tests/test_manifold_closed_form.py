@@ -78,24 +78,33 @@ def test_from_the_noisiest_state_to_the_clean_one_as_scipy_integrates_it(name, v
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_direction_without_variance_ends_at_the_mean(name):
-    """lambda = 0 is singular at sigma = 0 in the ODE; its integral in log t shows the limit that solve gives exactly."""
+@pytest.mark.parametrize("variance", [1e4, 1.0, 1e-4, 1e-8, 1e-12, 0.0])
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_the_same_in_log_time_down_to_no_variance_at_all(name, variance, mean):
+    """With no variance the ODE is singular at sigma = 0. In u = log t it is not, and exp(u) comes as near to 0 as one likes.
 
-    def flow(u, y):  # the deviation alone: dy / du = t sigma' / sigma y with t = exp(u)
-        _, sigma, _, d_sigma, speed = SCHEDULES[name](math.exp(u))
-        return math.exp(u) * speed * d_sigma / sigma * y
+    Mean 0 compares what is left of the noise itself, 1e-14 of it, and not its sum with a mean.
+    """
 
-    tiny = 1e-9
-    expected = solve_ivp(flow, (0.0, math.log(tiny)), [0.7], method="DOP853", rtol=1e-11, atol=1e-20).y[0, -1]
-    manifold = GaussianManifold(
-        FullCovariance(torch.tensor([3.0]).double(), torch.zeros(1).double(), torch.ones(1, 1).double())
-    )
-    alpha_s, sigma_s, *_ = SCHEDULES[name](1.0)
-    alpha_t, sigma_t, *_ = SCHEDULES[name](tiny)
-    start = torch.tensor([[0.7 + 3.0 * alpha_s]], dtype=torch.float64)
-    near = manifold.solve(start, alpha_s, sigma_s, alpha_t, sigma_t) - alpha_t * 3.0
-    assert float(near) == pytest.approx(expected, rel=1e-5, abs=1e-14)
-    assert manifold.solve(start, alpha_s, sigma_s, 1.0, 0.0).item() == 3.0
+    def flow(u, x):
+        t = math.exp(u)
+        alpha, sigma, d_alpha, d_sigma, speed = SCHEDULES[name](t)
+        v = alpha**2 * variance + sigma**2
+        y = x - alpha * mean
+        return t * speed * (d_alpha * (mean + alpha * variance / v * y) + d_sigma * sigma / v * y)
+
+    tiny = 1e-14
+    run = solve_ivp(flow, (0.0, math.log(tiny)), [0.7], method="DOP853", rtol=1e-10, atol=0.0)
+    one = torch.ones(1, dtype=torch.float64)
+    manifold = GaussianManifold(FullCovariance(mean * one, variance * one, one[None]))
+    start = (1.0, 80.0) if name == "ve" else (0.0, 1.0)
+    x_T = torch.tensor([[0.7]], dtype=torch.float64)
+    near = manifold.solve(x_T, *start, *SCHEDULES[name](tiny)[:2])
+    assert float(near) == pytest.approx(run.y[0, -1], rel=1e-6, abs=0)
+    # what is left of the way to t = 0 is shorter than 80 t times the slope, which is of the order of the state
+    assert float(manifold.solve(x_T, *start, 1.0, 0.0)) == pytest.approx(run.y[0, -1], rel=1e-6, abs=1e-10)
+    if variance == 0:
+        assert manifold.solve(x_T, *start, 1.0, 0.0).item() == mean
 
 
 @settings(max_examples=60, deadline=None)

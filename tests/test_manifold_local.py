@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import needs_cuda
 
 from manifold.denoiser import Denoiser
 from manifold.empirical import EmpiricalDenoiser
@@ -154,7 +155,39 @@ def test_flat_collections_and_types(images, x_t):
     assert (found.shape, found.dtype) == ((3, 60), torch.float16)
 
 
+@pytest.mark.parametrize("kind", ["ls", "els", "wiener"])
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 5.0])
+def test_float32_is_float64_but_for_rounding(images, kind, sigma):
+    x_t = ALPHA * images[:3] + sigma * torch.randn(3, *SHAPE, dtype=torch.float64)
+    manifold = GaussianManifold.fit(images)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        if kind == "wiener":
+            model = WienerLocalDenoiser(images, manifold, threshold=0.3, dtype=dtype)
+        else:
+            model = LocalDenoiser(images, 3, equivariant=kind == "els", dtype=dtype)
+        found.append(model.denoise(x_t, ALPHA, sigma))
+    assert found[0].dtype == torch.float64
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", ["ls", "els", "wiener"])
+def test_on_a_gpu(images, x_t, kind):
+    manifold = GaussianManifold.fit(images)
+    found = []
+    for device in ("cpu", "cuda"):
+        if kind == "wiener":
+            model = WienerLocalDenoiser(images, manifold, threshold=0.3, device=device)
+        else:
+            model = LocalDenoiser(images, 3, equivariant=kind == "els", device=device)
+        found.append(model.denoise(x_t.to(device), ALPHA, SIGMA).cpu())
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
 def test_wrong_use_is_said(images, x_t):
+    with pytest.raises(InputError, match=r"in float32 or float64, not in torch\.float16"):
+        LocalDenoiser(images, 3, dtype=torch.float16)
     with pytest.raises(InputError, match="odd and positive, it is 4"):
         LocalDenoiser(images, 4)
     with pytest.raises(InputError, match="7 is more than 5"):

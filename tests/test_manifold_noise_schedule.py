@@ -25,6 +25,7 @@ CASES = [
     ("DPMSolverMultistepScheduler", {**SD, **ZERO_SNR}, "vp"),
     ("DPMSolverMultistepScheduler", {**SD, "use_karras_sigmas": True}, "vp"),
     ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}, "flow"),
+    ("DEISMultistepScheduler", SD, "vp"),
     ("UniPCMultistepScheduler", SD, "vp"),
     (
         "UniPCMultistepScheduler",
@@ -104,7 +105,9 @@ def test_visited_levels_are_the_schedulers_sigmas(name, options):
     torch.testing.assert_close(ratio, expected, rtol=1e-9, atol=0)
 
 
-STEPPING = [case[:2] for case in CASES if case[0] not in ("PNDMScheduler", "UniPCMultistepScheduler")]
+KEEP_NO_X0 = ("PNDMScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
+"""PNDM never forms x0, UniPC has a test of its own, DEIS converts to the noise instead."""
+STEPPING = [case[:2] for case in CASES if case[0] not in KEEP_NO_X0]
 
 
 @pytest.mark.parametrize(
@@ -191,16 +194,29 @@ def test_zero_terminal_snr_is_pure_noise():
 
 
 def test_from_a_folder(tmp_path):
-    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path)
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / "scheduler")
     alpha, sigma = NoiseSchedule.from_scheduler(tmp_path).levels(torch.tensor([0.0, 250.0, 1000.0]))
+    again = NoiseSchedule.from_scheduler(tmp_path / "scheduler").levels(torch.tensor([0.0, 250.0, 1000.0]))
+    assert torch.equal(again[0], alpha)
     assert alpha.tolist() == [1.0, 0.75, 0.0]
     assert sigma.tolist() == pytest.approx([0.0, 0.25, 1.0], rel=1e-12)
+
+
+def test_folders_without_a_scheduler(tmp_path):
+    with pytest.raises(InputError, match=r"holds no scheduler_config.json, neither itself nor in scheduler/"):
+        NoiseSchedule.from_scheduler(tmp_path)
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "TomorrowScheduler"}')
+    with pytest.raises(InputError, match="'TomorrowScheduler', which the installed diffusers does not have"):
+        NoiseSchedule.from_scheduler(tmp_path)
 
 
 def test_wrong_use_is_said():
     schedule = NoiseSchedule.from_scheduler(diffusers.DDPMScheduler())
     with pytest.raises(InputError, match="between 0 and 999, it is 1000"):
         schedule.levels(1000)
+    with pytest.raises(InputError, match="between 0 and 1000, it is 1001"):
+        NoiseSchedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler()).levels(1001)
     with pytest.raises(InputError, match="log SNR must lie between"):
         schedule.at_snr(1e12)
     with pytest.raises(ShapeError, match=r"a number or \(4,\), it has shape \(3,\)"):
