@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import SHARED, make_workspace, needs_shared
 
+from index import faiss_io
 from index.build import build_index
 from index.fit import fit_workspace
 from index.search import Searcher
@@ -193,7 +194,10 @@ def test_no_states_give_no_hits(searcher, question):
     assert searcher.search(torch.empty(0, 48), 1.0, 1.0, question, k=3).ids.shape == (0, 3)
 
 
-def test_moved_and_read_only_folders_give_the_same(root, latents, rng, tmp_path):
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_moved_and_read_only_folders_give_the_same(root, latents, rng, tmp_path, kind):
+    """Inverted lists are searched through a memory map, the others from memory."""
+    build_index(root, rank=20, kind=kind)
     _, x_t = noisy(latents, rng, 1.0, 1.0)
     before = Searcher.open(root).search(x_t, 1.0, 1.0)
     moved = tmp_path / "elsewhere" / "moved"
