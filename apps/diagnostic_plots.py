@@ -10,7 +10,21 @@ import numpy as np
 from manifold.power import RadialPower
 from manifold.reproducibility import Convergence, SplitHalf
 
-from .figures import AMBER, BLUE, COLOURS, FAINT, GREEN, GREY, Words, finish, heading, legend, one_panel, two_panels
+from .figures import (
+    AMBER,
+    BLUE,
+    COLOURS,
+    FAINT,
+    GREEN,
+    GREY,
+    Words,
+    finish,
+    heading,
+    legend,
+    one_panel,
+    plain_log,
+    two_panels,
+)  # fmt: skip
 
 __all__ = ["plot_convergence", "plot_power", "plot_reproducible"]
 
@@ -39,7 +53,7 @@ def plot_reproducible(split: SplitHalf, path: Path, name: str = "") -> Words:
         early = split.reproducible < count / 3
         axis.annotate(
             f"{split.reproducible:,} reproducible", (split.reproducible, height), color=AMBER, fontweight="bold",
-            xytext=(8 if early else -8, -16), textcoords="offset points", ha="left" if early else "right",
+            xytext=(8 if early else -8, -34), textcoords="offset points", ha="left" if early else "right",
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_xlim(1, max(count, 2))
@@ -83,15 +97,18 @@ def plot_power(variance: np.ndarray, radial: RadialPower, path: Path, name: str 
         )
     left.set_xscale("log")
     left.set_yscale("log")
+    plain_log(left.xaxis)
+    plain_log(left.yaxis)
     left.set_xlabel("spatial frequency (cycles per latent pixel)")
     left.set_ylabel("variance of a Fourier coefficient")
     legend(left, "lower left")
     bars = [COLOURS[channel] for channel in range(channels)] if named else BLUE
     right.bar(np.arange(channels), variance, color=bars, width=0.7)
     right.grid(axis="x", visible=False)
+    right.set_axisbelow(True)
     right.set_xticks(np.arange(channels) if channels <= 16 else np.arange(0, channels, 4))
     right.set_xlabel("channel")
-    right.set_ylabel("mean variance of its values (latent units squared)")
+    right.set_ylabel("variance (latent units squared)")
     words = Words(
         heading("Power by spatial frequency and channel", name),
         f"{channels} channels, {int(radial.coefficients.sum()):,} frequencies in {len(frequency)} rings; frequency 0, the "
@@ -156,6 +173,6 @@ def plot_convergence(points: Sequence[Convergence], path: Path, name: str = "") 
         heading("What settles with how many latents", name),
         f"the same statistics from {', '.join(f'{count:,}' for count in counts[:-1])} and all {counts[-1]:,} latents",
         "How to read it: lines that are flat at the right have settled; those still moving will move on with more data. "
-        "The last point is the yardstick, so it is 100 % on the left and 0 on the right by definition.",
+        "The last point is the yardstick, so it is 100\N{NO-BREAK SPACE}% on the left and 0 on the right by definition.",
     )
     return finish(pyplot, figure, path, words)

@@ -47,19 +47,20 @@ def resolved_variance(moments: Moments, largest: float) -> float:
 
 
 def warn_unresolved(moments: Moments, model: LowRankCovariance, rows: Tensor | np.ndarray) -> int:
-    """Warn of directions that have some variance, but less than the moments' precision resolves.
+    """Warn of directions that have some variance, but so little that the moments' precision made it wrong.
 
     Eigenvalues below the resolution are no fault where the variance is exactly zero, as it is in as many directions as
-    values repeat each other (greyscale images, enlarged ones). So some rows are looked at again, in float64, along these
-    directions. What shows there because an eigenvector is a little off, by noise / mu toward a direction of variance mu,
-    is at most noise^2 / mu, and does not count.
+    values repeat each other (greyscale images, enlarged ones), and the resolution is stated on the safe side. So some rows
+    are looked at again, in float64, along these directions: counted are those whose variance is there, and differs from the
+    eigenvalue by more than 10 % and what few rows cannot tell. An eigenvector is itself off by e / mu toward a direction of
+    variance mu, e an entry of the noise; the e^2 / mu which that lets it see are not its own.
 
     Arguments
         moments: the moments that were decomposed.
         model: their eigenpairs. Those that are zero because there are fewer rows than dimensions do not count.
         rows: (m, d), some of the rows, a few hundred.
 
-    Returns: number of directions warned of, at least: near the resolution what is real hides in what does not count.
+    Returns: number of directions warned of.
 
     Raises: NotFittedError if fewer than two rows came; ShapeError.
 
@@ -75,17 +76,18 @@ def warn_unresolved(moments: Moments, model: LowRankCovariance, rows: Tensor | n
     looked_at = as_rows(rows, model.d).cpu().double()
     looked_at = looked_at - looked_at.mean(0)
     variance = (looked_at @ vectors).square().sum(0) / (len(looked_at) - 1)
-    noise = floor / 5
-    smallest = float(meant[meant >= floor].min()) if int((meant >= floor).sum()) else largest
+    noise = floor / 5  # its norm; an entry in any basis is 2 sqrt(d) times smaller
     # A float32 eigenvector is off by 2^-25 of its length in any direction, besides.
-    leak = 4 * noise**2 / smallest + 2.0**-44 * float(moments.variance().mean())
-    unresolved = int((variance > leak).sum())
+    leak = 4 * noise**2 / model.d * float((1 / meant[meant >= floor]).sum())
+    leak += 2.0**-44 * float(moments.variance().mean())
+    chance = 0.0 if len(looked_at) == moments.count else 4 * math.sqrt(2 / len(looked_at))
+    wrong = (meant[below] - variance).abs() > (0.1 + chance) * variance
+    unresolved = int((wrong & (variance > leak)).sum())
     if unresolved:
         advice = 'fit with precision="exact"' if moments.precision == "fast" else "they count as zero"
         warnings.warn(
-            f"at least {unresolved} of {len(meant)} directions have a variance that is not zero but below {floor:.2g}, "
-            f'{floor / largest:.1g} of the largest, which is what precision="{moments.precision}" resolves on these '
-            f"data; {advice}",
+            f"at least {unresolved} of {len(meant)} directions have a variance that is not zero but too small for "
+            f'precision="{moments.precision}", which resolves {floor:.2g}, {floor / largest:.1g} of the largest; {advice}',
             ManifoldWarning,
             stacklevel=2,
         )
