@@ -100,5 +100,5 @@ def recall_text(report: dict[str, Any]) -> str:
     low, high = figures["recall_at_10_interval"]
     return (
         f"recall@1 {figures['recall_at_1']:.3f}, recall@10 {figures['recall_at_10']:.3f} ({low:.3f} to {high:.3f}) on "
-        f"{figures['queries']} held-out states" + (f" among {report['count']:,} rows" if "count" in report else "")
+        f"{figures['queries']} held-out states among {report['count']:,} rows"
     )

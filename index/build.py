@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,13 +23,16 @@ from .costs import INVERTED
 from .inverted_file import write_inverted_file
 from .plan import DEFAULT_MEMORY_BYTES, DEFAULT_RECALL, Plan, plan_index
 from .progress import Progress, silent
-from .recall import Truth, calibrate, measure_recall
+from .recall import Truth, calibrate, enough_candidates, measure_recall
 from .statistics import load_manifold
 from .workspace import Workspace, writing
 
+if TYPE_CHECKING:
+    from .search import Searcher
+
 __all__ = ["INDEX_SCHEMA", "build_index", "latents_checksum", "measure_index", "plan_workspace"]
 
-INDEX_SCHEMA = 1
+INDEX_SCHEMA = 2
 
 
 def plan_workspace(
@@ -128,7 +131,7 @@ def build_index(
                 faiss_io.write_index(index, path)
             card["index_sha256"], card["index_bytes"] = sha256_file(path), path.stat().st_size
             if measure and truth is not None:
-                card["recall"] = measure_recall(Searcher(opened, manifold, index, card), truth, progress=progress)
+                card = _measured(Searcher(opened, manifold, index, card), truth, progress)
         write_json(opened.index_card_path, card)
     if measure and recall is not None:
         _warn_below(card, recall)
@@ -137,6 +140,8 @@ def build_index(
 
 def measure_index(workspace: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
     """Measure again what an index finds, as after images were added or removed, and write it into its card.
+
+    Searches rank more candidates from then on if the recall that the index was planned for needs more.
 
     Arguments
         workspace: its folder, indexed.
@@ -155,7 +160,7 @@ def measure_index(workspace: str | Path, *, progress: Progress = silent) -> dict
     with writing(root):
         searcher = Searcher.open(root)
         truth = Truth(searcher.manifold, searcher.workspace.latents, progress=progress)
-        card = {**searcher.card, "recall": measure_recall(searcher, truth, progress=progress)}
+        card = _measured(searcher, truth, progress)
         write_json(searcher.workspace.index_card_path, card)
     return card
 
@@ -163,6 +168,14 @@ def measure_index(workspace: str | Path, *, progress: Progress = silent) -> dict
 def latents_checksum(workspace: Workspace) -> str:
     """One SHA-256 for all latents, from those of the shards."""
     return hashlib.sha256("".join(shard.latents_sha256 for shard in workspace.manifest.shards).encode()).hexdigest()
+
+
+def _measured(searcher: Searcher, truth: Truth, progress: Progress) -> dict[str, Any]:
+    """The card with the candidates that the data need, and the recall found with them."""
+    plan = searcher.card["plan"]
+    enough = enough_candidates(searcher._index, truth, plan["candidates"], plan["target_recall"])
+    searcher.card = {**searcher.card, "candidates": enough / 10}
+    return {**searcher.card, "recall": measure_recall(searcher, truth, progress=progress)}
 
 
 def _plan(

@@ -28,9 +28,11 @@ from .plan import Plan
 from .progress import Progress, silent
 
 if TYPE_CHECKING:
+    from .cpu_index import CpuIndex
+    from .gpu_index import GpuIndex
     from .search import Searcher
 
-__all__ = ["Cell", "Truth", "calibrate", "measure_recall", "quartile_levels", "wilson"]
+__all__ = ["Cell", "Truth", "calibrate", "enough_candidates", "measure_recall", "quartile_levels", "wilson"]
 
 _SHARES = (0.75, 0.5, 0.25)
 _QUERIES = 50
@@ -41,6 +43,7 @@ _MARGIN = 10
 _LIMIT_S = 120.0
 _EQUAL = 1e-5
 _ENOUGH = 0.005
+_MOST_TIMES, _STEP = 4, 10
 _BATCH_BYTES = 16 * 2**20
 
 
@@ -94,6 +97,14 @@ class Truth:
         numbers = torch.arange(start, start + len(batch)).expand(len(squared), -1)
         self._best, chosen = torch.cat([self._best, squared], 1).topk(self._best.shape[1], largest=False)
         self._ids = torch.cat([self._ids, numbers], 1).gather(1, chosen)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    @property
+    def calibrating(self) -> int:
+        """Number of the cell that settings are judged by, and the report is not."""
+        return next(number for number, cell in enumerate(self.cells) if cell.for_calibration)
 
     def of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The true neighbours of cell `number`: row numbers and distances, (m, 10) each, nearest first."""
@@ -161,7 +172,7 @@ def calibrate(index: Any, truth: Truth, plan: Plan) -> int | None:
     most = plan.lists or 1024
     if not faiss_io.set_effort(index, 1):
         return None
-    number = next(i for i, cell in enumerate(truth.cells) if cell.for_calibration)
+    number = truth.calibrating
     ids, _ = truth.of(number)
     wanted = min(plan.candidates, plan.count)
     searched = CpuIndex(index)
@@ -177,6 +188,21 @@ def calibrate(index: Any, truth: Truth, plan: Plan) -> int | None:
     chosen = next(effort for effort, share in zip(efforts, reached, strict=False) if share >= enough)
     faiss_io.set_effort(index, chosen)
     return chosen
+
+
+def enough_candidates(index: CpuIndex | GpuIndex, truth: Truth, planned: int, wanted: float) -> int:
+    """How many rows to rank for 10 neighbours: as planned, or up to four times as many where the data need more.
+
+    Plans count on Gaussian data; images have heavier tails. Judged as in `calibrate`.
+    """
+    ids, _ = truth.of(truth.calibrating)
+    most = min(_MOST_TIMES * planned, len(truth))
+    found = index.nearest(truth.centres(truth.calibrating), most)
+    for candidates in range(planned, most, _STEP):
+        shares = [np.isin(true, near[:candidates]).mean() for true, near in zip(ids, found, strict=True)]
+        if np.mean(shares) >= wanted:
+            return candidates
+    return max(planned, most)
 
 
 def measure_recall(searcher: Searcher, truth: Truth, *, progress: Progress = silent) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from index.build import build_index, measure_index
 from index.cpu_index import CpuIndex
 from index.fit import fit_workspace
 from index.plan import plan_index
-from index.recall import Truth, calibrate, measure_recall, quartile_levels, wilson
+from index.recall import Truth, calibrate, enough_candidates, measure_recall, quartile_levels, wilson
 from index.search import Searcher
 from index.statistics import load_manifold
 from index.workspace import Workspace
@@ -125,11 +125,37 @@ def test_effort_is_the_least_that_reaches_what_is_wanted(root, wanted):
     assert effort == 1 or recall(effort // 2) < wanted
 
 
+def test_candidates_are_as_many_as_the_data_need(tmp_path, rng):
+    """Rows of very different contrast, as images have: a plan for Gaussian data is too low, and is mended."""
+    latents = rng.standard_normal((3000, 60)) / np.sqrt(np.arange(1, 61)) * np.exp(rng.standard_normal((3000, 1)))
+    root = make_workspace(tmp_path / "tails", latents.astype(np.float16), shape=(60, 1, 1)).root
+    fit_workspace(root)
+    card = build_index(root, rank=8, kind="Flat", recall=0.6)
+    planned = card["plan"]["candidates"]
+    opened = Workspace.open(root)
+    truth, index = Truth(load_manifold(opened), opened.latents), Searcher.open(root)._index
+    ids, found = truth.of(truth.calibrating)[0], index.nearest(truth.centres(truth.calibrating), 4 * planned)
+
+    def share(candidates: int) -> float:
+        return float(np.mean([np.isin(true, near[:candidates]).mean() for true, near in zip(ids, found, strict=True)]))
+
+    for wanted in (share(planned), share(planned + 50), share(2 * planned), 1.1):
+        enough = enough_candidates(index, truth, planned, wanted)
+        assert planned <= enough <= 4 * planned
+        assert share(enough) >= wanted or enough == 4 * planned
+        assert enough == planned or share(enough - 10) < wanted
+    assert share(round(10 * card["candidates"])) >= 0.6
+
+
 def test_an_index_is_measured_when_asked(root):
     whole = build_index(root, rank=24)
     card = build_index(root, rank=24, measure=False)
     assert "recall" not in card
-    assert {key: value for key, value in whole.items() if key != "recall"} == card
+    measured = ("recall", "candidates")
+    assert {key: whole[key] for key in whole if key not in measured} == {
+        key: card[key] for key in card if key not in measured
+    }
+    assert card["candidates"] == card["plan"]["candidates"] / 10
     assert measure_index(root) == whole
     assert json.loads((root / "index" / "image.json").read_text()) == json.loads(json.dumps(whole))
     assert whole["recall"]["count"] == 900

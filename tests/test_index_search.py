@@ -284,7 +284,7 @@ def test_statistics_of_another_width_are_refused(root, tmp_path, rng):
 def test_card_of_another_schema(root):
     card = root / "index" / "image.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "schema": 9}))
-    with pytest.raises(FormatError, match="schema 9, this version reads 1"):
+    with pytest.raises(FormatError, match="schema 9, this version reads 2"):
         Searcher.open(root)
 
 
