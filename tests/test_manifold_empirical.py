@@ -102,6 +102,28 @@ def test_huge_noise_gives_the_first_order_expansion():
     assert 3.7 < slope < 4.3
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(2, 60),
+    d=st.integers(1, 12),
+    far=st.floats(10, 1000),
+    alpha=st.floats(0.1, 1),
+)
+def test_any_collection_under_huge_noise_is_its_expansion(seed, n, d, far, alpha):
+    """The expansion above with its remainder: with z the exponents, at most 1.5 R^2 / sigma^2, the rest is within 2 R z^2."""
+    rng = np.random.default_rng(seed)
+    rows, x_t = rng.normal(size=(n, d)) + 3, alpha * (rng.normal(size=(2, d)) + 3)
+    mean = rows.mean(0)
+    u, v = rows - mean, x_t / alpha - mean
+    reach = max(np.linalg.norm(u, axis=1).max(), np.linalg.norm(v, axis=1).max())
+    sigma = far * reach  # of noise in units of the clean latent
+    first = (v @ (u.T @ u) / n - (u * np.square(u).sum(1, keepdims=True)).mean(0) / 2) / sigma**2
+    found = EmpiricalDenoiser(rows).denoise(torch.from_numpy(x_t), alpha, alpha * sigma).numpy()
+    remainder = 2 * reach * (1.5 / far**2) ** 2
+    assert np.linalg.norm(found - mean - first, axis=1).max() <= remainder + 1e-13 * (3 + reach)
+
+
 def test_tweedie_and_autograd_of_the_evidence():
     rows = torch.from_numpy(collection(n=50, d=5)).double()
     x_t = (rows[:4] + 0.5).clone().requires_grad_()
