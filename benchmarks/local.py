@@ -77,6 +77,7 @@ def main() -> None:
         chosen.append([ratio, *(setting for setting, _ in best.values())])
         denoisers = {**whole, **{name: denoiser for name, (_, denoiser) in best.items()}}
         rows += compare(denoisers, compared, network, level, seed=1)
+        print(f"sigma/alpha {ratio:g} done", flush=True)
     table(rows, len(known), len(compared))
     show("calibrated: edge of the patch, threshold of the masks", ["sigma/alpha", "LS", "ELS", "Wiener"], chosen)
     write(

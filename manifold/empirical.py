@@ -79,6 +79,8 @@ class OnlineSoftmax:
         self._mass = kept * self._mass + weights.sum(1, keepdim=True)
         self._sum = kept * self._sum + weights @ rows
         self._peak = peak
+        if not self._k:
+            return
         top, place = torch.cat([self._top, logits], 1).sort(dim=1, descending=True, stable=True)
         numbered = torch.cat([self.ids, ids.expand(len(logits), -1)], 1)
         self._top, self.ids = top[:, : self._k], numbered.gather(1, place[:, : self._k])
