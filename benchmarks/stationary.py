@@ -17,7 +17,14 @@ from pathlib import Path
 import numpy as np
 from report import show, write
 
-from manifold.covariance import fit_lowrank, fit_stationary, ledoit_wolf_intensity, oas_intensity, score_blends
+from manifold.covariance import (
+    fit_lowrank,
+    fit_stationary,
+    ledoit_wolf_intensity,
+    oas_intensity,
+    score_blends,
+    score_lowrank_blends,
+)
 from manifold.covariance.fit_stationary import choose_smoothing
 from manifold.cross_spectrum import CrossSpectrum
 from manifold.likelihood import EigenScore, mean_log_likelihood
@@ -80,6 +87,9 @@ def compare(fitted: np.ndarray, held_out: np.ndarray, shape: tuple[int, int, int
     found["full toward stationary, weight 0.99"] = blends[0.99]
     best = max((weight for weight in blends if weight < 1.0), key=lambda weight: blends[weight])
     found["full toward stationary, best weight below 1"] = blends[best]
+    for rank in (4, 16, 64):
+        scores = score_lowrank_blends(fit_lowrank(train, rank), judge, target)
+        found[f"lowrank {rank} toward stationary, best weight"] = max(score.log_likelihood for score in scores)
     return {name: value / d for name, value in found.items()}
 
 

@@ -14,6 +14,7 @@ import torch
 from .covariance import (
     CovarianceModel,
     LowRankCovariance,
+    StationaryCovariance,
     blend_with_stationary,
     fit_covariance,
     fit_lowrank,
@@ -21,6 +22,7 @@ from .covariance import (
     ledoit_wolf_intensity,
     oas_intensity,
     score_blends,
+    score_lowrank_blends,
 )
 from .cross_spectrum import FOLDS, CrossSpectrum
 from .errors import InputError
@@ -43,7 +45,8 @@ class Candidate:
 
     Attributes
     ----------
-        name: "full", "lowrank", "stationary" or "full toward stationary", with how its shrinkage was set.
+        name: "full", "lowrank", "stationary", "full toward stationary" or "lowrank toward stationary", with how its
+            shrinkage was set.
         log_likelihood: mean over the rows left out, in nats a row.
         rank: eigenpairs of a low-rank model.
         shrinkage: intensity of the shrinkage toward a multiple of the identity.
@@ -77,7 +80,7 @@ def fit_auto(
 
     Compared are: full and low-rank models (ranks 4, 16, 64, 256, 1024), unshrunk, with OAS and Ledoit-Wolf
     shrinkage where the whole spectrum is at hand, and with the shrinkage best for the rows left out; the stationary
-    model, if `shape` is given; and the full model shrunk toward the stationary one, up to d = 4096.
+    model, if `shape` is given; and the full and low-rank models shrunk toward the stationary one, up to d = 4096.
 
     Arguments
         store: at least 20 rows that can be read again and again.
@@ -94,7 +97,7 @@ def fit_auto(
         raise InputError(f"choosing a model by held-out likelihood needs at least 20 rows, {len(store)} came")
     train = RowSubset(store, _EVERY, range(_EVERY - 1))
     held_out = RowSubset(store, _EVERY, [_EVERY - 1])
-    candidates = _eigen_candidates(train, held_out, device)
+    candidates, base = _eigen_candidates(train, held_out, device)
     if shape is not None and len(train) >= 2 * FOLDS:
         target = fit_stationary(CrossSpectrum.of(train, shape, device=device), dtype=torch.float64)
         candidates.append(Candidate("stationary", mean_log_likelihood(target, held_out)))
@@ -102,6 +105,7 @@ def fit_auto(
             best = max(score_blends(train, held_out, target), key=lambda score: score.log_likelihood)
             if 0.0 < best.weight < 1.0:
                 candidates.append(Candidate("full toward stationary", best.log_likelihood, weight=best.weight))
+            candidates += _lowrank_blends(candidates, base, held_out, target)
     candidates = sorted(
         (candidate for candidate in candidates if candidate.log_likelihood > -math.inf),
         key=lambda candidate: -candidate.log_likelihood,
@@ -110,8 +114,32 @@ def fit_auto(
     return Selection(model, tuple(candidates), _reason(candidates, len(held_out), store.d))
 
 
-def _eigen_candidates(train: RowStore, held_out: RowStore, device: torch.device | str) -> list[Candidate]:
-    """Full and low-rank models: one decomposition, one projection of the rows left out, any number of scores."""
+def _lowrank_blends(
+    candidates: list[Candidate], base: LowRankCovariance, held_out: RowStore, target: StationaryCovariance
+) -> list[Candidate]:
+    """The low-rank model shrunk toward the stationary one, for the rank that did best by itself and one below it."""
+    tried = [candidate for candidate in candidates if candidate.name.startswith("lowrank") and candidate.rank]
+    if not tried:
+        return []
+    best = max(tried, key=lambda candidate: candidate.log_likelihood).rank or 1
+    total = float(base.trace(lambda variance: variance))
+    found = []
+    for rank in sorted({best, max((rank for rank in _RANKS if rank < best), default=best)}):
+        kept = base.eigvals[:rank]
+        tail = max(total - float(kept.sum()), 0.0) / (base.d - rank)
+        low = LowRankCovariance(base.mean, kept, base.eigvecs[:, :rank], tail)
+        score = max(score_lowrank_blends(low, held_out, target), key=lambda one: one.log_likelihood)
+        found.append(Candidate("lowrank toward stationary", score.log_likelihood, rank=rank, weight=score.weight))
+    return found
+
+
+def _eigen_candidates(
+    train: RowStore, held_out: RowStore, device: torch.device | str
+) -> tuple[list[Candidate], LowRankCovariance]:
+    """Full and low-rank models: one decomposition, one projection of the rows left out, any number of scores.
+
+    Returns the candidates and the model they were all taken from.
+    """
     moments = _moments(train, device) if train.d <= _DENSE_LIMIT else None
     base: LowRankCovariance
     if moments is None:
@@ -134,7 +162,7 @@ def _eigen_candidates(train: RowStore, held_out: RowStore, device: torch.device 
             if intensity is None and shrinkage == 0.0:
                 continue  # the same as without
             found.append(Candidate(name + way, value, None if name == "full" else rank, shrinkage))
-    return found
+    return found, base
 
 
 def _fit(
@@ -148,7 +176,9 @@ def _fit(
         return fit_stationary(CrossSpectrum.of(store, shape, device=device), dtype=dtype)
     if candidate.weight is not None and shape is not None:
         spectrum = CrossSpectrum.of(store, shape, device=device)
-        return blend_with_stationary(_moments(store, device), spectrum, candidate.weight, dtype=dtype)
+        return blend_with_stationary(
+            _moments(store, device), spectrum, candidate.weight, rank=candidate.rank, dtype=dtype
+        )
     shrinkage = candidate.shrinkage or 0.0
     if store.d > _DENSE_LIMIT:
         rank = candidate.rank or min(len(store) - 1, store.d)

@@ -9,7 +9,15 @@ from helpers import SHARED, assert_close, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifold.covariance import StationaryCovariance, blend_with_stationary, fit_stationary, score_blends
+from manifold.covariance import (
+    LowRankCovariance,
+    StationaryCovariance,
+    blend_with_stationary,
+    fit_covariance,
+    fit_stationary,
+    score_blends,
+    score_lowrank_blends,
+)
 from manifold.covariance.fit_stationary import SMOOTHINGS, choose_smoothing, smooth
 from manifold.cross_spectrum import CrossSpectrum
 from manifold.errors import InputError, MismatchError, NonFiniteError, NotFittedError, ShapeError
@@ -157,6 +165,47 @@ def test_blend_scores_are_log_likelihoods_of_dense_blends():
                 continue
             expected = gaussian_log_likelihood(other, mean, (1 - w) * np.cov(train.T) + w * dense)
             assert score.log_likelihood == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("n", [15, 200])
+@pytest.mark.parametrize("rank", [1, 6])
+def test_lowrank_blends_are_dense_blends(n, rank):
+    """Scores by Woodbury's identity and the decomposed blend, against the dense matrix."""
+    shape = (2, 3, 4)
+    rows, other = images(shape, n), images(shape, 50, seed=3)
+    spectrum, moments = CrossSpectrum.of(ArrayRows(rows), shape), Moments(24, precision="exact")
+    moments.update(rows)
+    target = fit_stationary(spectrum, dtype=torch.float64)
+    low = fit_covariance(moments, "lowrank", rank, dtype=torch.float64)
+    eye = torch.eye(24, dtype=torch.float64)
+    parts = [model.apply(lambda v: v, eye).numpy() for model in (low, target)]
+    for score in score_lowrank_blends(low, ArrayRows(other), target, (0.02, 0.3, 1.0)):
+        w = score.weight
+        mean = (1 - w) * rows.mean(0) + w * target.mean.numpy()
+        dense = (1 - w) * parts[0] + w * parts[1]
+        assert score.log_likelihood == pytest.approx(gaussian_log_likelihood(other, mean, dense), rel=1e-8)
+        blend = blend_with_stationary(moments, spectrum, w, rank=rank, dtype=torch.float64)
+        np.testing.assert_allclose(blend.apply(lambda v: v, eye), dense, rtol=0, atol=1e-10 * dense.max())
+        np.testing.assert_allclose(blend.mean, mean, rtol=1e-12)
+    with pytest.raises(InputError, match="must lie above 0"):
+        score_lowrank_blends(low, ArrayRows(other), target, (0.0,))
+    narrow = LowRankCovariance(torch.zeros(4), torch.ones(1), torch.eye(4)[:, :1], 1.0)
+    with pytest.raises(MismatchError, match="d = 4 and d = 24"):
+        score_lowrank_blends(narrow, ArrayRows(other), target)
+
+
+def test_auto_shrinks_a_lowrank_model_toward_the_stationary_one(rng):
+    """Stationary images and one pattern that is not: neither model alone holds both."""
+    shape = (2, 4, 4)
+    pattern = rng.standard_normal(32) * 4
+    rows = images(shape, 60) + rng.standard_normal((60, 1)) * pattern
+    chosen = fit_auto(ArrayRows(rows), shape)
+    best = chosen.candidates[0]
+    assert best.name.endswith("toward stationary")
+    assert any(one.name == "lowrank toward stationary" for one in chosen.candidates)
+    assert 0 < best.weight < 1
+    assert chosen.model.k == 32
+    assert f"weight {best.weight:.3g}" in chosen.reason
 
 
 @pytest.mark.parametrize("n", [15, 200])

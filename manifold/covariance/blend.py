@@ -1,4 +1,4 @@
-"""Shrinkage of a full covariance toward the stationary one.
+"""Shrinkage of a full covariance toward the stationary one, and the blend itself for a low-rank one as well.
 
     Sigma = (1 - w) S + w T,  mean = (1 - w) mean_S + w mean_T
 
@@ -21,6 +21,7 @@ from manifold.errors import InputError, MismatchError
 from manifold.moments import Moments
 from manifold.rows import RowStore, as_rows
 
+from .fit import fit_covariance
 from .fit_stationary import fit_stationary
 from .full import FullCovariance
 from .stationary import StationaryCovariance
@@ -87,6 +88,7 @@ def blend_with_stationary(
     spectrum: CrossSpectrum,
     weight: float,
     *,
+    rank: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> FullCovariance:
     """The blend with a given weight of the stationary model, decomposed.
@@ -94,7 +96,8 @@ def blend_with_stationary(
     Arguments
         moments: of the rows.
         spectrum: cross-spectrum of the same rows.
-        weight: w in [0, 1]; `score_blends` finds one.
+        weight: w in [0, 1]; `score_blends` finds one, `score_lowrank_blends` for a rank.
+        rank: blend the low-rank model of so many eigenpairs, instead of the whole sample covariance.
         dtype: type of the model's tensors.
 
     Raises: InputError; MismatchError if the two describe different rows.
@@ -109,7 +112,12 @@ def blend_with_stationary(
             f"{spectrum.d} must be of the same rows; compute both from one store"
         )
     target = fit_stationary(spectrum, dtype=torch.float64)
-    blend = moments.covariance().mul_(1 - weight)
+    if rank is None:
+        blend = moments.covariance().mul_(1 - weight)
+    else:
+        low = fit_covariance(moments, "lowrank", rank, dtype=torch.float64)
+        blend = (low.eigvecs * ((1 - weight) * (low.eigvals - low.tail_var))) @ low.eigvecs.T
+        blend.diagonal().add_((1 - weight) * low.tail_var)
     for start in range(0, target.d, 256):
         rows = torch.zeros(min(256, target.d - start), target.d, dtype=torch.float64, device=target.mean.device)
         rows[:, start:].fill_diagonal_(1.0)

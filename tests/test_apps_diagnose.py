@@ -1,0 +1,98 @@
+"""`manifold fit --plots`: the numbers are those of the functions, and what is drawn is what was given."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_workspace
+from manifold_apps.cli import app
+from manifold_apps.diagnose import draw_diagnostics
+from manifold_apps.diagnostic_plots import plot_convergence, plot_power, plot_reproducible
+from PIL import Image
+from typer.testing import CliRunner
+
+from index.fit import fit_workspace, judge_workspace
+from manifold.errors import InputError
+from manifold.power import channel_variance, radial_power
+from manifold.reproducibility import convergence, split_half
+from manifold.rows import ArrayRows
+
+NAMES = ("spectrum.png", "reproducible.png", "power.png", "convergence.png")
+
+
+@pytest.fixture
+def latents(rng):
+    scale = 3 / np.arange(1, 49) ** 0.7
+    return (rng.standard_normal((640, 48)) * scale @ np.linalg.qr(rng.standard_normal((48, 48)))[0]).astype(np.float16)
+
+
+@pytest.fixture
+def root(tmp_path, latents):
+    return make_workspace(tmp_path / "ws", latents, shape=(3, 4, 4)).root
+
+
+def test_pictures_and_numbers_of_a_fit(root, tmp_path, latents):
+    fitted = fit_workspace(root)
+    told = []
+    sentence = draw_diagnostics(root, tmp_path / "plots", progress=lambda *one: told.append(one))
+    assert sentence == judge_workspace(root)
+    assert told[-1][1] == told[-1][2]
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    for name in NAMES:
+        with Image.open(tmp_path / "plots" / name) as picture:
+            assert picture.width > 1000
+            assert np.asarray(picture.convert("L")).std() > 10
+    numbers = json.loads((tmp_path / "plots" / "diagnostics.json").read_text())
+    assert numbers["fit"]["split"]["reproducible"] == split_half(ArrayRows(latents)).reproducible
+    np.testing.assert_allclose(numbers["fit"]["channel_variance"], channel_variance(fitted.covariance, (3, 4, 4)))
+    points = numbers["convergence"]
+    assert [point["count"] for point in points] == [40, 80, 160, 320, 640]
+    for point, modulus in zip(points, (16, 8, 4, 2, 1), strict=True):
+        part = latents[::modulus].astype(np.float64)
+        assert point["trace"] == pytest.approx(part.var(0, ddof=1).sum(), rel=1e-5)
+        np.testing.assert_allclose(
+            point["channel_variance"], part.var(0, ddof=1).reshape(3, -1).mean(1), rtol=1e-4
+        )  # fmt: skip
+        waves = np.fft.fft2((part - part.mean(0)).reshape(-1, 3, 4, 4), norm="ortho")
+        total = (np.abs(waves) ** 2).sum((0, 2, 3)) / (len(part) - 1)
+        rings = radial_power(fitted.covariance, (3, 4, 4)).coefficients.numpy()
+        np.testing.assert_allclose(np.array(point["radial_power"]) @ rings, total, rtol=1e-4)
+    assert points[-1]["overlap"] == pytest.approx(1.0)
+    assert points[-1]["directions"] == 48
+
+
+def test_the_command_draws_and_judges(root, tmp_path):
+    result = CliRunner().invoke(app, ["fit", str(root), "--plots", str(tmp_path / "plots")])
+    assert result.exit_code == 0, result.output
+    assert "rows are enough for" in " ".join(result.output.split())
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {*NAMES, "diagnostics.json"}
+
+
+def test_what_cannot_be_drawn_says_so(tmp_path, latents):
+    few = make_workspace(tmp_path / "few", latents[:50], shape=(3, 4, 4)).root
+    fit_workspace(few)
+    with pytest.raises(InputError, match="at least 64 latents, there are 50"):
+        draw_diagnostics(few, tmp_path / "plots")
+    fit_workspace(few, model="stationary")
+    with pytest.raises(InputError, match="this model is stationary"):
+        draw_diagnostics(few, tmp_path / "plots")
+
+
+def test_words_name_the_facts(latents, tmp_path):
+    points = convergence(ArrayRows(latents))
+    assert points[0].radial_power is None
+    words = plot_convergence(points, tmp_path / "a.png", "a collection")
+    assert "from 40, 80, 160, 320 and all 640 latents" in words.facts
+    assert words.heading.endswith(": a collection")
+    assert "each half has 320 latents" in plot_reproducible(split_half(ArrayRows(latents)), tmp_path / "b.png").facts
+    model = fit_of(latents)
+    power = radial_power(model, (12, 2, 2))
+    words = plot_power(channel_variance(model, (12, 2, 2)).numpy(), power, tmp_path / "c.png")
+    assert words.facts.startswith("12 channels, 4 frequencies")
+
+
+def fit_of(latents):
+    from manifold.gaussian import GaussianManifold
+
+    return GaussianManifold.fit(torch.from_numpy(latents)).covariance
