@@ -60,3 +60,13 @@ def write(name: str, figures: Any) -> None:
     path = OUT / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
     print(f"\nwritten to {path}")
+
+
+def earlier(name: str) -> list[dict[str, Any]]:
+    """The figures that an earlier run on this machine wrote, none if there was none; for benchmarks that go on."""
+    path = OUT / f"{name}.json"
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    same = {**found["machine"], "date": None} == {**machine(), "date": None}
+    return list(found["figures"]) if same else []

@@ -57,16 +57,19 @@ def warn_unresolved(moments: Moments, model: LowRankCovariance, rows: Tensor | n
 
     Arguments
         moments: the moments that were decomposed.
-        model: their eigenpairs. Those that are zero because there are fewer rows than dimensions do not count.
+        model: their eigenpairs. Of no more rows than dimensions nothing is said: the smallest are then an accident of the
+            rows, however exactly they are known.
         rows: (m, d), some of the rows, a few hundred.
 
     Returns: number of directions warned of.
 
-    Raises: NotFittedError if fewer than two rows came; ShapeError.
+    Raises: ShapeError.
 
     Cost: O(m d k) for k eigenvalues below the resolution, nothing if there are none.
     """
-    meant = model.eigvals[: min(moments.count - 1, model.k)].double().cpu()
+    if moments.count <= moments.d:
+        return 0
+    meant = model.eigvals.double().cpu()
     largest = float(meant[0])
     floor = resolved_variance(moments, largest)
     below = (meant < floor).nonzero()[:, 0]

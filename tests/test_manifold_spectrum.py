@@ -142,7 +142,7 @@ def test_power_of_the_stationary_model(rng, width):
 def test_power_of_an_unknown_model_is_refused():
     class Other(CovarianceModel):
         mean = torch.zeros(6)
-        apply = trace = to = save = None
+        apply = trace = to = tensors = None
 
     with pytest.raises(InputError, match="not Other"):
         frequency_power(Other(), (1, 2, 3))
