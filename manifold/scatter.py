@@ -70,9 +70,10 @@ def _column_sums(rows: Tensor, mean: Tensor | None) -> Tensor:
     sums = torch.zeros(len(parts), rows.shape[1], dtype=torch.float64, device=rows.device)
 
     def add_up(number: int) -> None:
+        total = sums[number]
         for block in parts[number].split(_block_rows(rows)):
             wide = _widened(block, torch.float64)
-            sums[number] += wide.sum(0) if mean is None else (wide - mean).square_().sum(0)
+            total.add_(wide.sum(0) if mean is None else (wide - mean).square_().sum(0))
 
     _spread(add_up, range(len(parts)), rows.device)
     return sums.sum(0)
