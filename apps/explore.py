@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from manifold.errors import InputError, MissingExtraError
+from manifold.errors import InputError, ManifoldError, MissingExtraError
 
 __all__ = ["MAX_UPLOAD_MB", "explore", "server_arguments"]
 
@@ -61,12 +62,24 @@ def explore(workspaces: Sequence[str | Path], *, port: int = 8501, recordings: S
 
     from streamlit.web.cli import main
 
-    # The first page is visible sooner if what it needs is in memory before the first reader comes.
-    from .explorer import app, spectrum  # noqa: F401
-
+    _open_ahead(str(workspaces[0]))
     arguments = server_arguments(workspaces, port, recordings)
     sys.argv = ["streamlit", *arguments]
     main(arguments, standalone_mode=False)
+
+
+def _open_ahead(workspace: str) -> None:
+    """Open what the first page shows before the first reader comes; a fault is told on the page, to be put right there."""
+    from streamlit.logger import set_log_level
+
+    set_log_level("ERROR")  # outside a page Streamlit warns at every cached function, with reason and without effect
+    from .explorer.app import show  # noqa: F401 (its imports, too, are what a reader would wait for)
+    from .explorer.loading import open_workspace
+    from .explorer.spectrum import prepare
+
+    with suppress(ManifoldError):
+        prepare(open_workspace(workspace))
+    set_log_level("INFO")
 
 
 def _require_free(port: int) -> None:

@@ -66,7 +66,7 @@ def serving(*workspaces: Path, log: Path) -> Iterator[str]:
         process.wait(30)
 
 
-def _wait(address: str, process: subprocess.Popen, log: Path, limit_s: float = 90) -> None:
+def _wait(address: str, process: subprocess.Popen, log: Path, limit_s: float = 300) -> None:
     began = time.monotonic()
     while time.monotonic() - began < limit_s:
         try:

@@ -195,11 +195,14 @@ def test_sliders_edit_the_mean(workspace):
     page = open_page("directions", workspace)
     assert len(page.slider) == 8
     assert any("0 directions moved" in text for text in captions(page))
-    page.slider(key="d1").set_value(2.0).run()
+    page.slider(key="d1").set_value(2.0)
     page.slider(key="d3").set_value(-1.5).run()
     sound(page)
     assert any("2 directions moved" in text for text in captions(page))
     assert pictures(page) == 3, "edited, start and control"
+    assert not page.slider, "the pictures alone are drawn again"
+    page = open_page("directions", workspace, d1="2", d3="-1.5")
+    assert any("2 directions moved" in text for text in captions(page))
     button(page, "Reset").click().run()
     sound(page)
     assert page.slider(key="d1").value == 0

@@ -27,6 +27,8 @@ LIMIT = 4.0
 _SLIDERS = (8, 16, 24, 40)
 _A_PAGE = 8
 _ENDS = 3
+_PICTURES = "edited"
+"""Key of the fragment that the sliders run again."""
 
 
 def page(opened: Opened, others: tuple[str, ...]) -> None:
@@ -132,12 +134,28 @@ def _sliders(opened: Opened, start: Start) -> None:
         "Sliders", _SLIDERS, default=_SLIDERS[0], required=True, key="sliders", bind="query-params"
     )
     count = min(int(chosen), opened.manifold.k)
-    keys = [f"d{direction + 1}" for direction in range(count)]
     buttons.button("Reset", icon=":material/restart_alt:", on_click=_put, args=(Edit(), opened))
     buttons.button(
         "Random", icon=":material/casino:", on_click=_draw, args=(count, opened), help="Amounts drawn from N(0, 1)."
     )
-    saved = buttons.empty()
+    buttons.download_button(
+        "Save",
+        lambda: _edit(count).to_json(),
+        file_name="edit.json",
+        mime="application/json",
+        icon=":material/download:",
+        on_click="ignore",
+        help="The edit as JSON",
+    )
+    buttons.download_button(
+        "Picture",
+        lambda: png(enlarge(decode(opened, start.latent + _edit(count).step(opened.manifold).float())[0], 256)),
+        file_name="edited.png",
+        mime="image/png",
+        icon=":material/download:",
+        key="edited-picture",
+        on_click="ignore",
+    )
     with buttons.popover("Load", icon=":material/upload_file:"):
         st.file_uploader(
             "An edit saved before, as JSON", key="edit-file", max_upload_size=1, on_change=_load, args=(opened,)
@@ -151,48 +169,48 @@ def _sliders(opened: Opened, start: Start) -> None:
     left, right = st.columns([4, 7], gap="large")
     with right:
         columns = st.columns(2, gap="medium", wrap=False)
-        for direction, key in enumerate(keys):
+        for direction in range(count):
             columns[direction % 2].slider(
-                f"Direction {direction + 1} (sd)", -LIMIT, LIMIT, 0.0, 0.1, key=key, bind="query-params"
+                f"Direction {direction + 1} (sd)",
+                -LIMIT,
+                LIMIT,
+                0.0,
+                0.1,
+                key=f"d{direction + 1}",
+                bind="query-params",
+                on_change=_redraw,
             )
-    edit = Edit({direction: state[key] for direction, key in enumerate(keys)})
-    saved.download_button(
-        "Save",
-        edit.to_json(),
-        file_name="edit.json",
-        mime="application/json",
-        icon=":material/download:",
-        on_click="ignore",
-        help="The edit as JSON",
-    )
     with left.container(key="sticky"):
-        _pictures(opened, start, edit)
+        _pictures(opened, start, count)
 
 
-def _pictures(opened: Opened, start: Start, edit: Edit) -> None:
+def _redraw() -> None:
+    """After a slider moved: the pictures alone run again, where a page of 40 sliders would be sent to the browser anew."""
+    st.rerun(_PICTURES)
+
+
+def _edit(count: int) -> Edit:
+    """What the first `count` sliders say."""
+    return Edit({direction: st.session_state[f"d{direction + 1}"] for direction in range(count)})
+
+
+@st.fragment(key=_PICTURES)
+def _pictures(opened: Opened, start: Start, count: int) -> None:
+    edit = _edit(count)
     step = edit.step(opened.manifold)
     control = edit.control(opened.manifold, torch.Generator().manual_seed(0))
-    edited, beside = start.latent + step.float(), start.latent + control.float()
-    pictures = decode(opened, torch.cat([edited, start.latent, beside]))
+    latents = torch.cat([start.latent + step.float(), start.latent, start.latent + control.float()])
+    edited, still, beside = decode(opened, latents)
     moved = f"{len(edit.amounts)} direction{'' if len(edit.amounts) == 1 else 's'}"
     show(
-        pictures[0],
+        edited,
         f"edited: {moved} moved, step of length {float(step.norm()):.3g} (latent units)",
     )
     first, second = st.columns(2, wrap=False)
     with first:
-        show(pictures[1], f"start: {start.about}")
+        show(still, f"start: {start.about}")
     with second:
-        show(pictures[2], "control: a random direction, the same length")
-    st.download_button(
-        "Picture",
-        lambda: png(enlarge(pictures[0], 256)),
-        file_name="edited.png",
-        mime="image/png",
-        icon=":material/download:",
-        key="edited-picture",
-        on_click="ignore",
-    )
+        show(beside, "control: a random direction, the same length")
 
 
 def _put(edit: Edit, opened: Opened) -> None:

@@ -50,8 +50,8 @@ def _map(opened: Opened) -> None:
         "Colour", choices, default=choices[0], required=True, key="colour", bind="query-params"
     )
     if method == "PCA":
-        across = int(row.number_input("Direction →", 1, most, 1, key="x", bind="query-params", width=115))
-        up = int(row.number_input("Direction ↑", 1, most, 2, key="y", bind="query-params", width=115))
+        across = int(row.number_input("Direction →", 1, most, 1, key="x", bind="query-params", width=130))
+        up = int(row.number_input("Direction ↑", 1, most, 2, key="y", bind="query-params", width=130))
         points = rows[:, [across - 1, up - 1]].numpy()
         axes = tuple(f"coordinate on direction {one} (latent units)" for one in (across, up))
         caption = "Each point is an image, placed by two of its eigen-coordinates; near points share light and layout."

@@ -18,7 +18,7 @@ from .figures import AMBER, BLUE, GREY, SERIES, figure, pair, show_figure
 from .loading import Opened, open_workspace, sentence
 from .measured import halves
 
-__all__ = ["page"]
+__all__ = ["page", "prepare"]
 
 _GREEN = SERIES[2]
 _QUICK = 10**9
@@ -29,10 +29,10 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
     """Show the page."""
     st.title("Spectrum")
     st.markdown("How the variance of the collection is spread over the directions of its latent space.")
-    numbers = _diagnose(opened.token, opened)
+    numbers, known = prepare(opened)
     other = _other(others)
     _facts(opened, numbers)
-    split = _halves(opened)
+    split = _asked(opened) if known is None else known
     if split is not None:
         st.info(verdict(_diagnose_with(opened, split)), icon=":material/verified:")
     left, right = pair("spectrum")
@@ -92,28 +92,40 @@ def _count(needed: int | None, opened: Opened) -> str:
     return f"over {opened.manifold.k:,}" if needed is None else f"{needed:,}"
 
 
-def _halves(opened: Opened) -> SplitHalf | None:
-    """The comparison of two halves: at once where it takes less than a second, else if the reader asked for it."""
+def prepare(opened: Opened) -> tuple[Diagnostics, SplitHalf | None]:
+    """What the page shows unasked, measured once: the numbers, and two halves compared where that is known or quick."""
+    numbers = _diagnose(opened.token, opened)
+    if not isinstance(opened.manifold.covariance, LowRankCovariance):
+        return numbers, None
+    d = opened.manifold.d
+    return numbers, halves(opened, make_it=(len(opened.store) + d) * d**2 <= _QUICK)
+
+
+def _asked(opened: Opened) -> SplitHalf | None:
+    """The comparison of two halves, if the reader asks for it."""
     if not isinstance(opened.manifold.covariance, LowRankCovariance):
         return None
-    d = opened.manifold.d
-    quick = (len(opened.store) + d) * d**2 <= _QUICK
-    found = halves(opened, make_it=quick)
-    if found is None and st.button(
+    if st.button(
         "How far can it be trusted?",
         icon=":material/rule:",
         help="Fits two halves of the images apart and compares their directions: one pass and two eigendecompositions.",
     ):
         halves(opened, make_it=True)
         st.rerun()
-    return found
+    return None
 
 
 def _other(others: tuple[str, ...]) -> Opened | None:
     """The workspace laid over this one, if there is one to choose and it is chosen."""
     if not others:
         return None
-    chosen = st.selectbox("Lay over", ["nothing", *others], key="over", bind="query-params")
+    chosen = st.selectbox(
+        "Lay over",
+        ["nothing", *others],
+        key="over",
+        bind="query-params",
+        width=560,
+    )
     if chosen not in others:
         return None
     try:
