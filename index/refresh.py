@@ -23,7 +23,7 @@ from manifold.errors import ManifoldWarning
 from manifold.files import TEMPORARY_PREFIX, atomic_path, load_tensors, read_json, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
 
-from .build import build_index, latents_checksum, measure_index, plan_workspace
+from .build import INDEX_SCHEMA, build_index, latents_checksum, measure_index, plan_workspace
 from .costs import INVERTED
 from .fit import refit_workspace
 from .inverted_file import InvertedLists, write_inverted_file
@@ -95,9 +95,9 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
 
     Rows added since are projected and appended. If rows were removed, the index is emptied and filled again, which leaves
     nothing of them in the file. An index that does not belong to its card, as a process killed between writing the two
-    leaves it, is built anew. Inverted lists are copied from file to file, one at a time. The recall in the card is that of
-    the rows it was measured among (`recall.count`); it is measured again when their number has changed by more than a
-    quarter.
+    leaves it, or whose card is of another schema, is built anew. Inverted lists are copied from file to file, one at a
+    time. The recall in the card is that of the rows it was measured among (`recall.count`); it is measured again when
+    their number has changed by more than a quarter.
 
     Returns: the card, as written to WS/index/image.json.
 
@@ -115,7 +115,11 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
         if _is_current(opened, card):
             return card
         manifold = load_manifold(opened)
-        sound = opened.index_path.is_file() and sha256_file(opened.index_path) == card["index_sha256"]
+        sound = (
+            opened.index_path.is_file()
+            and card["schema"] == INDEX_SCHEMA
+            and sha256_file(opened.index_path) == card["index_sha256"]
+        )
         if sound:
             start, last = _covered(opened, card), len(opened.latents)
             with atomic_path(opened.index_path) as path:
@@ -151,6 +155,7 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
 def _is_current(workspace: Workspace, card: dict[str, Any]) -> bool:
     return (
         workspace.index_path.is_file()
+        and card["schema"] == INDEX_SCHEMA
         and card["latents_sha256"] == latents_checksum(workspace)
         and card["stats_sha256"] == sha256_file(workspace.stats_path)
         and card["index_sha256"] == sha256_file(workspace.index_path)

@@ -139,6 +139,20 @@ def test_every_kind_of_index_grows_and_shrinks(tmp_path, rng, kind):
     assert (card["kind"], card["count"], card["basis"]["count"]) == (kind, 800, 600)
 
 
+def test_an_index_of_another_schema_is_built_anew(tmp_path, rng):
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    latents = rng.standard_normal((300, 32)).astype(np.float16)
+    np.save(folder / "a_0.npy", latents[:200])
+    root = made(folder, tmp_path / "ws")
+    card = root / "index" / "image.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "schema": 0}))
+    np.save(folder / "a_1.npy", latents[200:])
+    add_images(folder, root)
+    assert "basis" not in json.loads(card.read_text())
+    assert Searcher.open(root).search(torch.from_numpy(latents).float(), k=1).ids[:, 0].tolist() == list(range(300))
+
+
 @pytest.mark.parametrize(("added", "measured"), [(50, 600), (300, 900)])
 def test_recall_is_measured_again_once_many_rows_are_new(tmp_path, rng, added, measured):
     latents = (rng.standard_normal((900, 32)) / np.arange(1, 33) ** 0.5).astype(np.float16)
