@@ -166,7 +166,7 @@ def _plane(found: PathPlane, chosen: int) -> None:
         y=ends[:, 1].tolist(),
         mode="markers+text",
         text=["x_T", "x_0"],
-        textposition=["bottom center", "bottom center"],
+        textposition="top center",
         marker={"color": BLUE, "size": 8},
         showlegend=False,
         cliponaxis=False,
