@@ -213,6 +213,7 @@ def test_training_makes_a_pipeline_that_opens_and_a_gallery_that_can_be_painted_
         tmp_path / "some.parquet", tmp_path / "on", denoiser_steps=5, gallery=6, start=painter, device="cpu"
     )
     assert "640 latents seen" in (on / "README.md").read_text()
+    assert not any(str(tmp_path) in path.read_text() for path in on.rglob("*.json"))
     longer = load_demo_model(on)
     for name, value in pipeline.vae.state_dict().items():
         assert torch.equal(longer.vae.state_dict()[name], value), name

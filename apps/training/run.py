@@ -15,7 +15,7 @@ from index.progress import Progress, silent
 from manifold.demo_model.pipeline import ClassConditionalPipeline
 from manifold.demo_model.weights import load_demo_model, quiet_diffusers
 from manifold.errors import MismatchError
-from manifold.files import load_tensors, save_tensors
+from manifold.files import load_tensors, read_json, save_tensors, write_json
 
 from . import autoencoder, denoiser
 from .card import History, last_losses, read_history, write_card
@@ -96,6 +96,7 @@ def train_demo(
     with quiet_diffusers():
         pipeline.to(dtype=torch.float16).save_pretrained(painter)
         pipeline.to(dtype=torch.float32)
+    _forget_places(painter)
     paint_gallery(pipeline.to(place), painter / "gallery.safetensors", gallery, progress=progress)
     history = History(
         autoencoder=last_losses(training / "autoencoder") if before is None else before.autoencoder,
@@ -212,6 +213,13 @@ def paint_gallery(
         "seeds": f"0 to {count - 1}, one an image",
     }
     save_tensors(path, {"latents": torch.cat(made), "labels": labels.to(torch.uint8)}, recipe)
+
+
+def _forget_places(painter: Path) -> None:
+    """Take out of the configurations where on this machine the weights trained on came from."""
+    for path in (painter / "unet" / "config.json", painter / "vae" / "config.json"):
+        config = {key: value for key, value in read_json(path).items() if key != "_name_or_path"}
+        write_json(path, config)
 
 
 def _facts(data: str | Path, images: TrainingImages, device: torch.device) -> dict[str, Any]:
