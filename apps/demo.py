@@ -43,7 +43,7 @@ _CLASS_RANK = 64
 _FRESH_SEED = 1_000_000
 """Seeds from here on belong to fresh generations; those of the gallery are 0 to 4,095."""
 _RECORDED = 60
-_SHOWN = (0, 1, 4, 8)
+_SHOWN = (0, 1, 7, 8)
 """Fresh generations that are drawn, by number; number i is of class i modulo 10."""
 _RATIOS = (40.0, 20.0, 10.0, 5.0, 2.5, 1.0, 0.5)
 """Noise levels of the pictures, sigma / alpha."""
