@@ -64,7 +64,7 @@ class SplitHalf:
 def split_half(
     store: RowStore, rank: int = 1024, *, threshold: float = 0.9, device: torch.device | str = "cpu"
 ) -> SplitHalf:
-    """Compare the leading directions of the even rows with those of the odd rows.
+    """Compare the leading directions of two halves of the rows: of every two consecutive rows one in each, drawn at random.
 
     Arguments
         store: at least 4 rows.
@@ -99,7 +99,7 @@ def passes_over(d: int) -> int:
 
 @dataclass(frozen=True)
 class Convergence:
-    """The summary of a spectrum from the first part of the evidence, every m-th row.
+    """The summary of a spectrum from part of the evidence, one row in so many.
 
     Attributes
         count: rows used.
@@ -135,7 +135,7 @@ def convergence(
     shape: tuple[int, int, int] | None = None,
     first: int = 10,
     last: int = 100,
-    modulus: Sequence[int] = (16, 8, 4, 2, 1),
+    one_in: Sequence[int] = (16, 8, 4, 2, 1),
     device: torch.device | str = "cpu",
 ) -> tuple[Convergence, ...]:
     """The spectrum's summary from 1/16, 1/8, 1/4, 1/2 and all of the rows.
@@ -145,16 +145,16 @@ def convergence(
         rank: directions whose overlap with those of all rows is reported, at most.
         shape: (C, H, W) of a row, for the power spectra.
         first, last: ranks of the power law.
-        modulus: every how many-th row to use; 1 must be among them.
+        one_in: use one row in so many, drawn at random; 1 must be among them.
         device: where the work is done.
 
-    Raises: InputError if `modulus` lacks 1; ShapeError if the shape is not that of a row.
+    Raises: InputError if `one_in` lacks 1; ShapeError if the shape is not that of a row.
 
     Cost: two passes in all and an eigendecomposition for each entry up to d = 4096.
     """
-    if 1 not in modulus:
-        raise InputError("convergence compares with the estimate from all rows; include 1 in modulus")
-    parts = {one: RowSubset(store, one, [0]) for one in sorted(set(modulus)) if len(store) // one >= 4}
+    if 1 not in one_in:
+        raise InputError("convergence compares with the estimate from all rows; include 1 in one_in")
+    parts = {one: RowSubset(store, one, [0]) for one in sorted(set(one_in)) if len(store) // one >= 4}
     whole = _leading(parts[1], None, device)
     points = []
     for one, part in parts.items():

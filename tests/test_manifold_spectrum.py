@@ -14,7 +14,7 @@ from manifold.errors import InputError, ShapeError
 from manifold.moments import Moments
 from manifold.power import channel_variance, frequency_power, radial_power
 from manifold.reproducibility import convergence, split_half, subspace_overlap
-from manifold.rows import ArrayRows
+from manifold.rows import ArrayRows, RowSubset
 from manifold.spectrum import (
     SHARES,
     components_for,
@@ -171,9 +171,19 @@ def test_halves_agree_on_the_planted_directions_only(rng, limit, monkeypatch):
     split = split_half(ArrayRows(rows), 30)
     assert split.rows == 200
     assert 6 <= split.reproducible <= 8
-    reference = [np.linalg.eigh(np.cov(rows[half::2].T))[1][:, ::-1][:, :6] for half in (0, 1)]
+    halves = [np.concatenate(list(RowSubset(ArrayRows(rows), 2, [half]).batches(64))) for half in (0, 1)]
+    reference = [np.linalg.eigh(np.cov(half.T))[1][:, ::-1][:, :6] for half in halves]
     expected = np.linalg.norm(reference[0].T @ reference[1]) ** 2 / 6
     assert float(split.overlap[5]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_halves_agree_where_classes_take_turns(rng):
+    """Even rows of one class and odd rows of another: halves that followed the numbers would hold one class each."""
+    steep = rng.standard_normal((4000, 6)) * 4.0 ** -np.arange(6)
+    steep[1::2] = steep[1::2, ::-1]
+    by_number = [np.linalg.eigh(np.cov(steep[half::2].T))[1][:, ::-1][:, :3] for half in (0, 1)]
+    assert np.linalg.norm(by_number[0].T @ by_number[1]) ** 2 / 3 < 0.1
+    assert float(split_half(ArrayRows(steep)).overlap[1]) > 0.95
 
 
 def test_noise_is_not_reproducible_and_all_directions_can_be(rng):
@@ -243,7 +253,7 @@ def test_convergence_approaches_the_whole(rng):
     assert points[-1].components == tuple(int((cumulative < share).sum()) + 1 for share in SHARES)
     assert convergence(ArrayRows(rows[:64]), 6, first=1, last=30)[0].exponent is None
     with pytest.raises(InputError, match="include 1"):
-        convergence(ArrayRows(rows), modulus=(2, 4))
+        convergence(ArrayRows(rows), one_in=(2, 4))
 
 
 def test_full_covariance_of_identity_is_flat():

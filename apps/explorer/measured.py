@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import streamlit as st
 from torch import Tensor
@@ -11,7 +9,6 @@ from torch import Tensor
 from index.clusters import cluster_rows
 from index.coordinates import eigen_coordinates
 from index.duplicates import Duplicates, find_duplicates
-from index.latents import LatentStore
 from index.likelihoods import log_likelihoods
 from index.neighbours import exact_neighbours
 from index.projection import umap_layout
@@ -65,28 +62,12 @@ def umap_points(opened: Opened) -> np.ndarray:
     return kept(("umap", opened.token), make)
 
 
-class _Mixed:
-    """Rows in a fixed random order: halves of every other row differ in kind where classes take turns, as in the gallery."""
-
-    def __init__(self, store: LatentStore) -> None:
-        self._store, self.d = store, store.d
-        self._order = np.random.default_rng(0).permutation(len(store))
-
-    def __len__(self) -> int:
-        return len(self._store)
-
-    def batches(self, rows: int) -> Iterator[np.ndarray]:
-        """As the store's own."""
-        for begin in range(0, len(self), rows):
-            yield self._store.read(self._order[begin : begin + rows])
-
-
 def halves(opened: Opened, *, make_it: bool) -> SplitHalf | None:
     """How two halves of the images agree on the directions; None if that is not known and not to be found out."""
 
     def make() -> SplitHalf:
         with working("Comparing two halves") as progress, st.spinner("Decomposing …", show_time=True):
-            return split_half(Watched(_Mixed(opened.store), progress))
+            return split_half(Watched(opened.store, progress))
 
     key = ("halves", opened.token)
     return kept(key, make) if make_it or known(key) else None
