@@ -116,7 +116,9 @@ def test_run_then_info_as_json(workspace):
 
 def test_info_for_people(workspace):
     printed = manifold("info", workspace).stdout
-    for words in ("photos, 30 inputs", "3 x 16 x 16, d = 768", "participation ratio", "Flat, "):
+    card = json.loads((workspace / "index" / "image.json").read_text())
+    planned = f"{card['kind']}, {card['k']} coordinates"
+    for words in ("photos, 30 inputs", "3 x 16 x 16, d = 768", "participation ratio", planned):
         assert words in printed
 
 
