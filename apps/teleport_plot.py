@@ -31,7 +31,7 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
         found: of `bench_teleport`. path: the file to write.
     """
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.2))
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.6))
     by = found.yardsticks
     for row, value in enumerate(("error", "seeds")):
         left, right = axes[row]
@@ -42,17 +42,27 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
             if value == "error":
                 axis.axhspan(0, by["reference_error"], color="#a4a8af", alpha=0.35, linewidth=0)
                 axis.set_yscale("log")
+                _plain_ticks(axis.yaxis)
+                drawn = [float(y) for line in axis.lines for y in line.get_ydata() if y > 0]
+                if drawn:  # grey reaches down to 0, which a logarithmic axis would try to show
+                    axis.set_ylim(0.8 * min(drawn), 1.25 * max(drawn))
                 axis.set_ylabel("RMS error (deviations of the samples)")
             else:
                 spread, middle = by["seeds_chance_sd"], by["seeds_reference"]
                 axis.axhspan(middle - spread, middle + spread, color="#a4a8af", alpha=0.35, linewidth=0)
                 axis.set_ylabel("Fréchet distance to other seeds")
         left.set_xlabel("network evaluations")
+        left.set_xticks(sorted(set(found.facts["evaluations"])))
         right.set_xlabel("start σ / α (square roots of the largest variance)")
         right.set_xscale("log")
+        _plain_ticks(right.xaxis)
         right.invert_xaxis()
-        if len(left.lines):
-            left.legend(frameon=True, framealpha=0.88, facecolor="white", edgecolor="none", fontsize=9)
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    if lines:
+        figure.legend(
+            lines, labels, loc="upper left", bbox_to_anchor=(0.065, 0.925), ncols=len(found.facts["samplers"]),
+            frameon=False, fontsize=9,
+        )  # fmt: skip
     facts = found.facts
     figure.suptitle(
         f"Teleportation: {facts['model']}", x=0.02, y=0.99, ha="left", fontsize=14, fontweight="bold", color=_INK
@@ -61,10 +71,19 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
         f"{facts['seeds']} seeds, guidance {facts['guidance_scale']:g}, reference DDIM in {facts['reference_steps']} steps; "
         f"another seed's image is at error {by['other_seed_error']:.3g}"
     )
-    figure.text(0.02, 0.935, line, color=_FAINT, fontsize=10)
+    figure.text(0.02, 0.94, line, color=_FAINT, fontsize=10)
     figure.text(0.02, 0.01, textwrap.fill(_CAPTION, 156), color=_FAINT, fontsize=9, va="bottom", linespacing=1.3)
-    figure.subplots_adjust(left=0.075, right=0.985, top=0.905, bottom=0.125, wspace=0.2, hspace=0.28)
+    figure.subplots_adjust(left=0.085, right=0.985, top=0.835, bottom=0.12, wspace=0.22, hspace=0.27)
     _save(pyplot, figure, path)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """1, 2, 5, 10 ... instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _by_evaluations(axis: Any, found: TeleportBench, sampler: str, value: str) -> None:
