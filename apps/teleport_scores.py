@@ -194,7 +194,7 @@ class Scorer:
             raise MismatchError("the reference samples are all the same; the model does not depend on its noise")
         self.deviation = math.sqrt(float(self.reference.var(0).mean()))
         self.weights = bootstrap_weights(len(reference), 1000) / len(reference)
-        self._embed = embed
+        self._to_clip: Callable[[Tensor], Tensor] | None = None
         if embed is not None:
             seen = embed(other).double()
             leading = torch.linalg.svd(seen - seen.mean(0), full_matrices=False).Vh[: self.directions].T
@@ -211,7 +211,7 @@ class Scorer:
 
     def to_clip(self, painted: Tensor) -> float | None:
         """The same as `to_seeds`, in CLIP's space; None without a CLIP model."""
-        return None if self._embed is None else frechet_distance(self._to_clip(painted), self._clip_other)
+        return None if self._to_clip is None else frechet_distance(self._to_clip(painted), self._clip_other)
 
     def squared(self, painted: Tensor) -> Tensor:
         """Mean squared error of each seed, (n,)."""
@@ -260,11 +260,11 @@ class Scorer:
             "data_chance": float(data.mean()),
             "data_chance_sd": float(data.std()),
         }
-        clip = self.to_clip(self.reference)
-        if clip is not None:
-            chance = split_frechet(torch.cat([self._to_clip(self.reference), self._clip_other]))
+        if self._to_clip is not None:
+            seen = self._to_clip(self.reference)
+            chance = split_frechet(torch.cat([seen, self._clip_other]))
             found |= {
-                "clip_reference": clip,
+                "clip_reference": frechet_distance(seen, self._clip_other),
                 "clip_chance": float(chance.mean()),
                 "clip_chance_sd": float(chance.std()),
             }

@@ -13,7 +13,7 @@ from PIL import Image
 
 from manifold.demo_model.pipeline import ClassConditionalPipeline
 from manifold.errors import FormatError, NotFittedError
-from manifold.files import atomic_path
+from manifold.files import atomic_path, read_json, write_json
 
 __all__ = ["History", "last_losses", "read_history", "write_card"]
 
@@ -42,8 +42,8 @@ def read_history(painter: Path) -> History:
     if not path.is_file():
         raise NotFittedError(f"{painter} holds no {_HISTORY}, so it was not made by manifold train-demo; train anew")
     try:
-        return History(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        return History(**read_json(path))
+    except TypeError as error:  # other fields
         raise FormatError(f"{path} cannot be read ({error}); train anew") from error
 
 
@@ -63,8 +63,7 @@ def write_card(pipeline: ClassConditionalPipeline, painter: Path, history: Histo
     """
     _save(_samples(pipeline), painter / "samples.png")
     seen, painted = history.autoencoder, history.denoiser
-    with atomic_path(painter / _HISTORY) as path:
-        path.write_text(json.dumps(asdict(history), indent=2) + "\n", encoding="utf-8")
+    write_json(painter / _HISTORY, asdict(history))
     millions = {
         name: sum(value.numel() for value in getattr(pipeline, name).parameters()) / 1e6 for name in ("vae", "unet")
     }
