@@ -33,8 +33,8 @@ from manifold.errors import FormatError
 from .costs import Kind
 
 __all__ = [
-    "KINDS", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "emptied", "empty_file", "gpu_resources",
-    "half_distances", "has_gpu", "knn_on_gpu", "new_index", "read_index", "read_whole_index", "rearrangement", "search",
+    "KINDS", "HalfRows", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "emptied", "empty_file",
+    "gpu_resources", "has_gpu", "knn_on_gpu", "new_index", "read_index", "read_whole_index", "rearrangement", "search",
     "set_effort", "storage_of", "take", "train", "version", "write_index",
 ]  # fmt: skip
 
@@ -324,16 +324,21 @@ def search(storage: Any, queries: np.ndarray, k: int) -> np.ndarray:
     return ids
 
 
-def half_distances(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Distances (n,) float32 of rows (n, d) float16 from a query (d,) float32: converted and measured in one pass."""
-    count, d = rows.shape
-    stored = faiss.IndexScalarQuantizer(d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
-    stored.is_trained = True
-    stored.add_sa_codes(rows.view(np.uint8))
-    squared, ids = stored.search(query[None], count)
-    distances = np.empty(count, dtype=np.float32)
-    distances[ids[0]] = np.sqrt(squared[0])
-    return distances
+class HalfRows:
+    """Room for rows (capacity, d) of float16, which FAISS measures where they lie. For one thread at a time."""
+
+    def __init__(self, capacity: int, d: int) -> None:
+        self._index = faiss.IndexScalarQuantizer(d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
+        self._index.is_trained = True
+        self._index.codes.resize(2 * d * capacity)
+        codes = faiss.rev_swig_ptr(self._index.codes.data(), 2 * d * capacity)
+        self.rows: np.ndarray = codes.view(np.float16).reshape(capacity, d)
+
+    def by_distance(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances (count,) float32 of the first `count` rows from a query (d,) float32, rising, and their places."""
+        self._index.ntotal = count
+        squared, places = self._index.search(query[None], count)
+        return np.sqrt(squared[0]), places[0]
 
 
 def has_gpu() -> bool:

@@ -75,14 +75,24 @@ class LatentStore:
         wanted = np.asarray(ids, dtype=np.int64).reshape(-1)
         self._require_rows(wanted)
         rows = np.empty((len(wanted), self.d), dtype=np.float16)
-        rising = bool((wanted[1:] >= wanted[:-1]).all())
-        order = None if rising else wanted.argsort()
-        ordered = wanted if order is None else wanted[order]
-        for number, (low, high) in enumerate(pairwise(ordered.searchsorted(self._starts).tolist())):
+        if bool((wanted[1:] >= wanted[:-1]).all()):
+            return self.read_into(wanted, rows)
+        order = wanted.argsort()
+        return self.read_into(wanted[order], rows)[order.argsort()]
+
+    def read_into(self, rising: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Rows by number written to `out`, (m, d) float16, which is returned.
+
+        Arguments
+            rising: (m,) int64 numbers of rows, none smaller than the one before.
+
+        Raises: FormatError if a shard is missing or cut off.
+        """
+        for number, (low, high) in enumerate(pairwise(rising.searchsorted(self._starts).tolist())):
             if low < high:
-                places = ordered[low:high] - self._starts[number]
-                self._map(number).take(places, axis=0, out=rows[low:high], mode="clip")
-        return rows if order is None else rows[order.argsort()]
+                places = rising[low:high] - self._starts[number]
+                self._map(number).take(places, axis=0, out=out[low:high], mode="clip")
+        return out
 
     def batches(self, rows: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """All latents from row `start` to before row `stop`, in order, as (m, d) float16 arrays with m <= `rows`.

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
-from math import ceil, sqrt
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -38,6 +38,7 @@ from .exhaustive import nearest_rows
 from .filters import Condition, Where, parse_where, rows_where
 from .latents import LatentStore
 from .posterior import posterior
+from .ranking import Ranking
 from .statistics import load_manifold
 from .workspace import Workspace
 
@@ -48,8 +49,6 @@ __all__ = ["Hits", "Question", "Searcher"]
 
 Question = Literal["source", "target", "endpoint"]
 
-_ROUGH = 1e-5
-"""How far a distance in float32 may be off, as a share of itself and of the query's length."""
 _LARGEST = 1e7
 """Beyond values and levels like this the squares of distances leave float32."""
 _LEAST_NEIGHBOURS = 10
@@ -87,6 +86,7 @@ class Searcher:
         self.manifold = manifold
         self.card = card
         self._store = workspace.latents
+        self._ranking = Ranking(workspace.latents)
         self._index: CpuIndex | GpuIndex = CpuIndex(index)
         self._filters: dict[tuple[Condition, ...], np.ndarray] = {}
 
@@ -245,23 +245,10 @@ class Searcher:
 
     def _by_distance(self, targets: np.ndarray, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Nearest latents, candidates ranked in float64, ties by row number, state by state."""
-        from .faiss_io import half_distances
-
         ids = np.empty((len(targets), k), dtype=np.int64)
         scores = np.empty((len(targets), k))
         for state, (target, near) in enumerate(zip(targets, self._candidates(targets, k, rows), strict=True)):
-            chosen = np.sort(near[near >= 0])
-            stored = self._store.read(chosen)
-            if len(chosen) > k:
-                rough = half_distances(stored, target.astype(np.float32))
-                slack = _ROUGH * (rough + sqrt(float(target @ target)))
-                kept = np.flatnonzero(rough - slack <= np.partition(rough + slack, k - 1)[k - 1])
-                stored, chosen = stored[kept], chosen[kept]
-            away = torch.from_numpy(stored).double().numpy()
-            away -= target
-            distances = np.sqrt(np.square(away, out=away).sum(axis=1))
-            order = np.lexsort((chosen, distances))[:k]
-            ids[state], scores[state] = chosen[order], distances[order]
+            ids[state], scores[state] = self._ranking.nearest(target, np.sort(near[near >= 0]), k)
         return ids, scores
 
     def _candidates(self, targets: np.ndarray, k: int, rows: np.ndarray | None) -> Iterable[np.ndarray]:
