@@ -107,7 +107,7 @@ class LatentStore:
                 continue
             mapped = self._open(number)
             for low in range(begin, end, rows):
-                yield np.array(mapped[low : min(low + rows, end)])
+                yield mapped[low : min(low + rows, end)]
             del mapped
 
     def metadata(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -151,7 +151,7 @@ class LatentStore:
         path = latents_file(self.root, self.shards[number].number)
         expected = (self.shards[number].rows, self.d)
         try:
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            mapped = np.load(path, mmap_mode="c", allow_pickle=False)  # what is written stays with the caller
         except FileNotFoundError as error:
             raise FormatError(f"{path} is missing; restore it from a backup or encode again") from error
         except (ValueError, EOFError, OSError) as error:

@@ -53,7 +53,7 @@ class Moments:
 
     Cost: n d^2 multiply-adds, half of a general product's, and little else: see benchmarks/moments.py. Memory: 8 d^2
     bytes, of which the lower half is not touched before `covariance`; a chunk of 8192 rows of the type they came in; and
-    up to 20 000 d bytes for the product of a chunk and its operands. Exact, one pass.
+    up to 20 000 d bytes (`exact`: 40 000 d) for the product of a chunk and its operands. Exact, one pass.
 
     Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
 
@@ -170,8 +170,7 @@ class Moments:
         matrix = self._scatter.clone()
         if self._waiting:
             rows = self._buffer[: self._waiting]
-            mean = column_mean(rows)
-            add_rows(matrix, rows, mean, self._peak, _PRODUCT_TYPE[self.precision], self._scratch)
+            mean = add_rows(matrix, rows, self._peak, _PRODUCT_TYPE[self.precision], self._scratch)
             if self._done:
                 add_outer(matrix, self._done * self._waiting / self.count, mean - self._mean)
         matrix /= self.count - ddof
@@ -265,9 +264,7 @@ class Moments:
 
     def _absorb(self, rows: Tensor, peak: float, precision: Precision) -> None:
         """Join a chunk of rows."""
-        mean = column_mean(rows)
-        add_rows(self._scatter, rows, mean, peak, _PRODUCT_TYPE[precision], self._scratch)
-        self._join(mean, len(rows))
+        self._join(add_rows(self._scatter, rows, peak, _PRODUCT_TYPE[precision], self._scratch), len(rows))
 
     def _join(self, mean: Tensor, count: int) -> None:
         """Account for the distance between the running mean and that of `count` rows whose scatter is already in."""

@@ -9,10 +9,8 @@ happens while it is in cache: at d = 3072 a pass of all rows through memory cost
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import numpy as np
 import torch
@@ -23,12 +21,12 @@ from .errors import NonFiniteError
 __all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "column_squares", "mirror"]
 
 # Values in an elementwise step. They stay in cache, and torch (grain 32,768) leaves them to one thread: memory is the
-# limit here, and threads that wait for each other would keep those of the product from running.
+# limit, and threads of torch's that wait would keep those of the product from running.
 _BLOCK = 30_000
 _ROWS = 1024  # rows multiplied at a time on the CPU: bounds the memory of the operands
-_PANEL = 4096  # matrix rows multiplied at a time in float32: bounds the memory of the product
+_PANEL = 4096  # matrix rows multiplied at a time: bounds the memory of the product
 _TILE = 1024
-_SUMS = 16  # parts that column sums are taken in
+_SAMPLE = 256  # rows whose mean the others are centred on: it lies a sixteenth of a deviation from that of all
 _SAFE_MAX = 1e15  # rows between the two have deviations whose squares and sums of squares are in the range of float32
 _SAFE_MIN = 1e-3
 
@@ -39,7 +37,7 @@ class Scratch:
     def __init__(self) -> None:
         self._memory: dict[str, np.ndarray] = {}
 
-    def matrix(self, name: str, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def matrix(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         """A row-major (rows, columns) matrix on the CPU; it is valid until the next call with the same name."""
         wanted = np.float64 if dtype == torch.float64 else np.float32
         memory = self._memory.get(name)
@@ -65,18 +63,12 @@ def column_squares(rows: Tensor, mean: Tensor) -> Tensor:
 
 
 def _column_sums(rows: Tensor, mean: Tensor | None) -> Tensor:
-    """Sum of the rows, or of the squares of their deviations from a mean; of as many parts whatever the threads."""
-    parts = rows.split(max(1, -(-len(rows) // _SUMS)))
-    sums = torch.zeros(len(parts), rows.shape[1], dtype=torch.float64, device=rows.device)
-
-    def add_up(number: int) -> None:
-        total = sums[number]
-        for block in parts[number].split(_block_rows(rows)):
-            wide = _widened(block, torch.float64)
-            total.add_(wide.sum(0) if mean is None else (wide - mean).square_().sum(0))
-
-    _spread(add_up, range(len(parts)), rows.device)
-    return sums.sum(0)
+    """Sum of the rows, or of the squares of their deviations from a mean."""
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for block in rows.split(_block_rows(rows)):
+        wide = _widened(block, torch.float64)
+        total.add_(wide.sum(0) if mean is None else (wide - mean).square_().sum(0))
+    return total
 
 
 def _widened(block: Tensor, dtype: torch.dtype) -> Tensor:
@@ -84,32 +76,15 @@ def _widened(block: Tensor, dtype: torch.dtype) -> Tensor:
     return block.float().to(dtype) if block.element_size() == 2 else block.to(dtype)
 
 
-def _spread(work: Callable[[int], None], numbers: Iterable[int], device: torch.device) -> None:
-    """Call `work` for each number, on as many threads as torch has.
+def add_rows(scatter: Tensor, rows: Tensor, peak: float, dtype: torch.dtype, scratch: Scratch) -> Tensor:
+    """Add (rows - mean)^T (rows - mean) to the upper triangle of `scatter`, and return the mean, (d,) float64.
 
-    Torch's own threads wait for each other by spinning, beside those of the product; these sleep.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        for number in numbers:
-            work(number)
-    else:
-        list(_threads(threads).map(work, numbers))
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="moments")
-
-
-def add_rows(scatter: Tensor, rows: Tensor, mean: Tensor, peak: float, dtype: torch.dtype, scratch: Scratch) -> None:
-    """Add (rows - mean)^T (rows - mean) to the upper triangle of `scatter`.
+    The rows are centred near their mean, on that of a sample; their sums are taken on the way, and what lies between the two
+    is accounted for. A pass of its own for the mean would cost a tenth of the product.
 
     Arguments
         scatter: (d, d) float64, contiguous, changed in place.
         rows: (n, d) of a floating-point type, as it came.
-        mean: (d,) float64, of these rows. What its rounding to the type of the rows leaves is accounted for, so that rows
-            1000 standard deviations from zero lose nothing but the rounding of the result.
         peak: largest modulus among the rows. Rows of extreme size are scaled by a power of two, so that no square leaves
             the range of `dtype`.
         dtype: type of the products, float32 or float64.
@@ -118,7 +93,7 @@ def add_rows(scatter: Tensor, rows: Tensor, mean: Tensor, peak: float, dtype: to
     Raises: NonFiniteError if values are too large for any product.
     """
     if peak == 0.0:
-        return
+        return torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
     exponent = 0
     if not _SAFE_MIN < peak < _SAFE_MAX:
         exponent = max(math.frexp(peak)[1], -126)
@@ -126,79 +101,81 @@ def add_rows(scatter: Tensor, rows: Tensor, mean: Tensor, peak: float, dtype: to
             raise NonFiniteError(
                 f"values must stay below 1e150, the largest is {peak:.3g}; divide the data by a constant first"
             )
-    wide = torch.float64 if torch.float64 in (rows.dtype, dtype) else torch.float32
-    operands = _Operands(rows, mean, wide, exponent)
+    operands = _Operands(rows, torch.float64 if torch.float64 in (rows.dtype, dtype) else torch.float32, exponent)
     alpha = math.ldexp(1.0, 2 * exponent)
     if scatter.device.type != "cpu":
         centred = torch.empty(rows.shape, dtype=dtype, device=rows.device)
-        operands.into(centred, 0, 0)
+        operands.into(centred, 0, 0, summed=True)
         _add_rows_by_matmul(scatter, centred, alpha)
-    elif dtype == torch.float64:
-        _add_rows_in_float64(scatter, operands, alpha, scratch)
     else:
-        _add_rows_in_float32(scatter, operands, alpha, scratch)
-    if bool(operands.left_over.any()):
-        add_outer(scatter, -float(len(rows)), operands.left_over)
+        _add_rows_by_blas(scatter, operands, dtype, alpha, scratch)
+    mean = operands.sums / len(rows)
+    left_over = mean - operands.center.double()
+    if bool(left_over.any()):
+        add_outer(scatter, -float(len(rows)), left_over)
+    return mean
 
 
 class _Operands:
-    """Rows about `center`, their mean rounded to their type, scaled by a power of two; a part at a time."""
+    """Rows about a point near their mean, scaled by a power of two; a part at a time. And their sums."""
 
-    def __init__(self, rows: Tensor, mean: Tensor, wide: torch.dtype, exponent: int) -> None:
+    def __init__(self, rows: Tensor, wide: torch.dtype, exponent: int) -> None:
         self.rows, self._wide, self._exponent = rows, wide, exponent
-        self._center = mean.to(wide)
-        self.left_over = mean - self._center.double()
+        self.center = _column_sums(_sample(rows), None).div_(min(len(rows), _SAMPLE)).to(wide)
+        self.sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
 
-    def into(self, out: Tensor, top: int, left: int) -> None:
-        """Fill `out` (m, c) with rows from `top` on and columns from `left` on."""
+    def into(self, out: Tensor, top: int, left: int, *, summed: bool) -> None:
+        """Fill `out` (m, c) with rows from `top` on and columns from `left` on; `summed` adds them to the sums."""
         right = left + out.shape[1]
-        center = self._center[left:right]
+        center, sums = self.center[left:right], self.sums[left:right]
         rows = self.rows[top : top + len(out), left:right]
-        share = -(-len(out) // torch.get_num_threads()) if out.device.type == "cpu" else len(out)
-        step = min(share, _block_rows(out))
-
-        def fill(start: int) -> None:
-            stop = start + share
-            for source, target in zip(rows[start:stop].split(step), out[start:stop].split(step), strict=True):
-                wide = _widened(source, self._wide)
-                if self._exponent == 0 and out.dtype == self._wide:
-                    torch.sub(wide, center, out=target)
-                else:
-                    target.copy_((wide - center).mul_(math.ldexp(1.0, -self._exponent)))
-
-        _spread(fill, range(0, len(out), share), out.device)
-
-
-def _add_rows_in_float64(scatter: Tensor, operands: _Operands, alpha: float, scratch: Scratch) -> None:
-    from scipy.linalg.blas import dsyrk
-
-    n, d = operands.rows.shape
-    for top in range(0, n, _ROWS):
-        left = scratch.matrix("left", min(_ROWS, n - top), d, torch.float64)
-        operands.into(left, top, 0)
-        # The row-major upper triangle is the column-major lower one.
-        dsyrk(alpha, left.numpy().T, beta=1.0, c=scatter.numpy().T, lower=1, overwrite_c=1)
+        step = _block_rows(out)
+        for source, target in zip(rows.split(step), out.split(step), strict=True):
+            wide = (
+                target.copy_(source)
+                if self._exponent == 0 and out.dtype == self._wide
+                else _widened(source, self._wide)
+            )
+            if summed:
+                sums.add_(wide.double().sum(0))
+            if wide is target:
+                target.sub_(center)
+            else:
+                target.copy_((wide - center).mul_(math.ldexp(1.0, -self._exponent)))
 
 
-def _add_rows_in_float32(scatter: Tensor, operands: _Operands, alpha: float, scratch: Scratch) -> None:
-    """Sum the products of all rows in float32, then add them to the float64 triangle; a panel of columns at a time."""
-    from scipy.linalg.blas import sgemm, ssyrk
+def _sample(rows: Tensor) -> Tensor:
+    """Some rows, drawn at random: every so manieth row would know a cycle in them."""
+    if len(rows) <= _SAMPLE:
+        return rows
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_SAMPLE]
+    return rows[drawn.sort().values.to(rows.device)]
 
+
+def _add_rows_by_blas(scatter: Tensor, operands: _Operands, dtype: torch.dtype, alpha: float, scratch: Scratch) -> None:
+    """Sum the products of all rows in `dtype`, then add them to the float64 triangle; a panel of columns at a time.
+
+    Panels bound the memory of the product, and OpenBLAS 0.3 with several threads crashes in `dsyrk` of 16,384 columns.
+    """
+    from scipy.linalg import blas
+
+    syrk, gemm = (blas.dsyrk, blas.dgemm) if dtype == torch.float64 else (blas.ssyrk, blas.sgemm)
     n, d = operands.rows.shape
     for start in range(0, d, _PANEL):
         stop = min(start + _PANEL, d)
-        corner = scratch.matrix("corner", stop - start, stop - start)
-        beside = scratch.matrix("beside", stop - start, d - stop)
+        corner = scratch.matrix("corner", stop - start, stop - start, dtype)
+        beside = scratch.matrix("beside", stop - start, d - stop, dtype)
         for top in range(0, n, _ROWS):
             beta, height = float(top > 0), min(_ROWS, n - top)
-            left = scratch.matrix("left", height, stop - start)
-            operands.into(left, top, start)
-            ssyrk(1.0, left.numpy().T, beta=beta, c=corner.numpy().T, lower=1, overwrite_c=1)
+            left = scratch.matrix("left", height, stop - start, dtype)
+            operands.into(left, top, start, summed=True)
+            # The row-major upper triangle is the column-major lower one.
+            syrk(1.0, left.numpy().T, beta=beta, c=corner.numpy().T, lower=1, overwrite_c=1)
             if stop < d:
-                right = scratch.matrix("right", height, d - stop)
-                operands.into(right, top, stop)
+                right = scratch.matrix("right", height, d - stop, dtype)
+                operands.into(right, top, stop, summed=False)
                 c = beside.numpy().T
-                sgemm(1.0, right.numpy().T, left.numpy().T, trans_b=1, beta=beta, c=c, overwrite_c=1)
+                gemm(1.0, right.numpy().T, left.numpy().T, trans_b=1, beta=beta, c=c, overwrite_c=1)
         _add_triangle(scatter[start:stop, start:stop], corner, alpha)
         if stop < d:
             _add_block(scatter[start:stop, stop:], beside, alpha)
@@ -231,23 +208,14 @@ def add_scatter(scatter: Tensor, other: Tensor) -> None:
 
 def _add_triangle(scatter: Tensor, other: Tensor, alpha: float) -> None:
     step = _block_rows(scatter)
-
-    def add(start: int) -> None:
-        for first in range(start, min(start + 16 * step, len(scatter)), step):
-            scatter[first : first + step, first:].add_(other[first : first + step, first:], alpha=alpha)
-
-    _spread(add, range(0, len(scatter), 16 * step), scatter.device)
+    for first in range(0, len(scatter), step):
+        _add_block(scatter[first : first + step, first:], other[first : first + step, first:], alpha)
 
 
 def _add_block(scatter: Tensor, other: Tensor, alpha: float) -> None:
     step = _block_rows(scatter)
-
-    def add(start: int) -> None:
-        stop = start + 16 * step
-        for ours, theirs in zip(scatter[start:stop].split(step), other[start:stop].split(step), strict=True):
-            ours.add_(theirs, alpha=alpha)
-
-    _spread(add, range(0, len(scatter), 16 * step), scatter.device)
+    for ours, theirs in zip(scatter.split(step), other.split(step), strict=True):
+        ours.add_(theirs, alpha=alpha)
 
 
 def _block_rows(matrix: Tensor) -> int:
