@@ -25,7 +25,9 @@ __all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "co
 _BLOCK = 30_000
 _ROWS = 1024  # rows multiplied at a time on the CPU: bounds the memory of the operands
 _PANEL = 4096  # matrix rows multiplied at a time: bounds the memory of the product
+_WIDEST = 8192  # columns that dsyrk takes at once: OpenBLAS 0.3 crashes in it at 16,384 with several threads
 _TILE = 1024
+_STRIP = 64  # rows of a triangle added at once: what they hold below the diagonal is added in vain
 _SAMPLE = 256  # rows whose mean the others are centred on: it lies a sixteenth of a deviation from that of all
 _SAFE_MAX = 1e15  # rows between the two have deviations whose squares and sums of squares are in the range of float32
 _SAFE_MIN = 1e-3
@@ -42,7 +44,7 @@ class Scratch:
         wanted = np.float64 if dtype == torch.float64 else np.float32
         memory = self._memory.get(name)
         if memory is None or memory.size < rows * columns or memory.dtype != wanted:
-            memory = self._memory[name] = np.empty(rows * columns, dtype=wanted)
+            memory = self._memory[name] = np.zeros(rows * columns, dtype=wanted)
         return torch.from_numpy(memory[: rows * columns].reshape(rows, columns))
 
 
@@ -107,8 +109,10 @@ def add_rows(scatter: Tensor, rows: Tensor, peak: float, dtype: torch.dtype, scr
         centred = torch.empty(rows.shape, dtype=dtype, device=rows.device)
         operands.into(centred, 0, 0, summed=True)
         _add_rows_by_matmul(scatter, centred, alpha)
+    elif dtype == torch.float64 and scatter.shape[1] <= _WIDEST:
+        _add_rows_in_place(scatter, operands, alpha, scratch)
     else:
-        _add_rows_by_blas(scatter, operands, dtype, alpha, scratch)
+        _add_rows_by_panels(scatter, operands, dtype, alpha, scratch)
     mean = operands.sums / len(rows)
     left_over = mean - operands.center.double()
     if bool(left_over.any()):
@@ -152,11 +156,21 @@ def _sample(rows: Tensor) -> Tensor:
     return rows[drawn.sort().values.to(rows.device)]
 
 
-def _add_rows_by_blas(scatter: Tensor, operands: _Operands, dtype: torch.dtype, alpha: float, scratch: Scratch) -> None:
-    """Sum the products of all rows in `dtype`, then add them to the float64 triangle; a panel of columns at a time.
+def _add_rows_in_place(scatter: Tensor, operands: _Operands, alpha: float, scratch: Scratch) -> None:
+    from scipy.linalg.blas import dsyrk
 
-    Panels bound the memory of the product, and OpenBLAS 0.3 with several threads crashes in `dsyrk` of 16,384 columns.
-    """
+    n, d = operands.rows.shape
+    for top in range(0, n, _ROWS):
+        left = scratch.matrix("left", min(_ROWS, n - top), d, torch.float64)
+        operands.into(left, top, 0, summed=True)
+        # The row-major upper triangle is the column-major lower one.
+        dsyrk(alpha, left.numpy().T, beta=1.0, c=scatter.numpy().T, lower=1, overwrite_c=1)
+
+
+def _add_rows_by_panels(
+    scatter: Tensor, operands: _Operands, dtype: torch.dtype, alpha: float, scratch: Scratch
+) -> None:
+    """Sum the products of all rows in `dtype`, then add them to the float64 triangle; a panel of columns at a time."""
     from scipy.linalg import blas
 
     syrk, gemm = (blas.dsyrk, blas.dgemm) if dtype == torch.float64 else (blas.ssyrk, blas.sgemm)
@@ -169,7 +183,6 @@ def _add_rows_by_blas(scatter: Tensor, operands: _Operands, dtype: torch.dtype, 
             beta, height = float(top > 0), min(_ROWS, n - top)
             left = scratch.matrix("left", height, stop - start, dtype)
             operands.into(left, top, start, summed=True)
-            # The row-major upper triangle is the column-major lower one.
             syrk(1.0, left.numpy().T, beta=beta, c=corner.numpy().T, lower=1, overwrite_c=1)
             if stop < d:
                 right = scratch.matrix("right", height, d - stop, dtype)
@@ -207,15 +220,15 @@ def add_scatter(scatter: Tensor, other: Tensor) -> None:
 
 
 def _add_triangle(scatter: Tensor, other: Tensor, alpha: float) -> None:
-    step = _block_rows(scatter)
-    for first in range(0, len(scatter), step):
-        _add_block(scatter[first : first + step, first:], other[first : first + step, first:], alpha)
+    for start in range(0, len(scatter), _STRIP):
+        _add_block(scatter[start : start + _STRIP, start:], other[start : start + _STRIP, start:], alpha)
 
 
 def _add_block(scatter: Tensor, other: Tensor, alpha: float) -> None:
-    step = _block_rows(scatter)
-    for ours, theirs in zip(scatter.split(step), other.split(step), strict=True):
-        ours.add_(theirs, alpha=alpha)
+    if scatter.device.type != "cpu" or alpha != 1.0:
+        scatter.add_(other, alpha=alpha)
+    else:  # NumPy widens a few values at a time, torch all of them first
+        np.add(scatter.numpy(), other.numpy(), out=scatter.numpy())
 
 
 def _block_rows(matrix: Tensor) -> int:
