@@ -96,7 +96,7 @@ def test_a_slider_moves_by_keyboard_and_the_address_keeps_it(reader, browser, ad
     again = Reader(browser, address)
     shared = again.open(tab.url.removeprefix(f"{address}/"))
     shared.get_by_text("1 direction moved").wait_for()
-    assert shared.locator("[data-testid=stSliderThumbValue]").first.inner_text() == "0.50"
+    assert shared.locator(".board output").first.inner_text() == "0.5 sd"
     again.sound()
     again.context.close()
     tab.get_by_role("button", name="Random", exact=True).click()
@@ -187,4 +187,44 @@ def test_data_and_picture_can_be_downloaded(reader):
     with Image.open(started.value.path()) as saved:
         assert saved.format == "PNG"
         assert saved.width > 600
+    reader.sound()
+
+
+def test_a_saved_edit_loads_as_the_same_sliders(reader, tmp_path):
+    tab = reader.open("directions?d1=1.5&d3=-0.7")
+    tab.get_by_text("2 directions moved").wait_for()
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Save").click()
+    saved = tmp_path / "edit.json"
+    download.value.save_as(saved)
+    tab.get_by_role("button", name="Reset").click()
+    tab.get_by_text("0 directions moved").wait_for()
+    reader.settle()
+    assert "d1=" not in tab.url
+    tab.get_by_role("button", name="Load").click()
+    tab.locator("input[type=file]").set_input_files(saved)
+    tab.get_by_text("2 directions moved").wait_for()
+    reader.settle()
+    values = [tab.get_by_role("slider").nth(place).get_attribute("aria-valuetext") for place in range(3)]
+    assert values == ["1.5 sd", "0 sd", "−0.7 sd"]
+    assert "d1=1.5" in tab.url
+    assert "d3=-0.7" in tab.url
+    reader.sound()
+
+
+def test_a_lasso_around_all_points_selects_them_all(reader):
+    tab = reader.open("mapping")
+    plot = tab.locator(".js-plotly-plot").first
+    plot.wait_for()
+    tab.wait_for_timeout(1000)
+    plot.hover()
+    plot.locator("[data-title='Lasso Select']").click()
+    box = plot.locator(".nsewdrag").bounding_box()
+    left, top, right, bottom = box["x"] + 3, box["y"] + 3, box["x"] + box["width"] - 3, box["y"] + box["height"] - 3
+    tab.mouse.move(left, top)
+    tab.mouse.down()
+    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top + 1)):
+        tab.mouse.move(x, y, steps=12)
+    tab.mouse.up()
+    tab.get_by_text("Selected: 100").wait_for()
     reader.sound()

@@ -61,7 +61,7 @@ def test_a_run_is_painted_and_teleported(reader):
     reader.settle()
     assert tab.locator(".js-plotly-plot").count() == 5, "plane, rotation, flatness, modes, differences"
     before = picture_under(tab, "^teleported: 4")
-    slider = tab.get_by_role("slider", name="Steps left out (%)")
+    slider = tab.get_by_role("slider", name="Steps left out")
     slider.focus()
     for _ in range(3):
         slider.press("ArrowRight")

@@ -14,7 +14,7 @@ pytest.importorskip("plotly", reason="needs the explorer extra")
 
 from PIL import Image
 from streamlit.testing.v1 import AppTest
-from test_apps_explorer import sound
+from test_apps_explorer import move, sound
 
 from index.build import build_index
 from index.deposit import deposit_latents, painted_records
@@ -96,7 +96,7 @@ def test_a_run_is_painted_and_teleported(workspace):
     rows = workspace.latents.read([row for row in range(300) if row % 10 == 3]).astype(np.float32)
     own = type(manifold).fit(rows)
     for percent, saved in ((30, 1), (60, 3)):
-        sound(page.slider(key="skip").set_value(percent).run())
+        move(page, skip=percent)
         found = teleport(pipeline, own, skip=percent / 100, **options())
         away = ((found.output.images - full).double().flatten(1).square().sum(1) / manifold.total_variance).sqrt()
         shown = {metric.label: metric.value for metric in page.metric}

@@ -17,6 +17,7 @@ from .choosing import Start, choose_start
 from .loading import Opened
 from .paging import page_rows
 from .pictures import decode, enlarge, png, show, strip, thumbnails
+from .sliders import Board
 from .work import kept, working
 
 __all__ = ["page"]
@@ -27,8 +28,8 @@ LIMIT = 4.0
 _SLIDERS = (8, 16, 24, 40)
 _A_PAGE = 8
 _ENDS = 3
-_PICTURES = "edited"
-"""Key of the fragment that the sliders run again."""
+_STOPS = tuple(round(0.1 * step, 1) for step in range(-40, 41))
+"""Of a slider, in standard deviations: tenths, as far as LIMIT."""
 
 
 def page(opened: Opened, others: tuple[str, ...]) -> None:
@@ -138,27 +139,13 @@ def _sliders(opened: Opened, start: Start) -> None:
     buttons.button(
         "Random", icon=":material/casino:", on_click=_draw, args=(count, opened), help="Amounts drawn from N(0, 1)."
     )
-    buttons.download_button(
-        "Save",
-        lambda: _edit(count).to_json(),
-        file_name="edit.json",
-        mime="application/json",
-        icon=":material/download:",
-        on_click="ignore",
-        help="The edit as JSON",
-    )
-    buttons.download_button(
-        "Picture",
-        lambda: png(enlarge(decode(opened, start.latent + _edit(count).step(opened.manifold).float())[0], 256)),
-        file_name="edited.png",
-        mime="image/png",
-        icon=":material/download:",
-        key="edited-picture",
-        on_click="ignore",
-    )
     with buttons.popover("Load", icon=":material/upload_file:"):
         st.file_uploader(
-            "An edit saved before, as JSON", key="edit-file", max_upload_size=1, on_change=_load, args=(opened,)
+            "An edit saved before, as JSON; amounts are shown in tenths",
+            key="edit-file",
+            max_upload_size=1,
+            on_change=_load,
+            args=(opened,),
         )
         if state.get("edit-fault"):
             st.warning(state["edit-fault"], icon=":material/broken_image:")
@@ -166,27 +153,7 @@ def _sliders(opened: Opened, start: Start) -> None:
         "Drag a slider or move it with the arrow keys; the control takes a step of the same length in a random direction, so "
         "what it does not show is owed to the direction and not to the length."
     )
-    left, right = st.columns([4, 7], gap="large")
-    with right:
-        columns = st.columns(2, gap="medium", wrap=False)
-        for direction in range(count):
-            columns[direction % 2].slider(
-                f"Direction {direction + 1} (sd)",
-                -LIMIT,
-                LIMIT,
-                0.0,
-                0.1,
-                key=f"d{direction + 1}",
-                bind="query-params",
-                on_change=_redraw,
-            )
-    with left.container(key="sticky"):
-        _pictures(opened, start, count)
-
-
-def _redraw() -> None:
-    """After a slider moved: the pictures alone run again, where a page of 40 sliders would be sent to the browser anew."""
-    st.rerun(_PICTURES)
+    _moved(opened, start, count)
 
 
 def _edit(count: int) -> Edit:
@@ -194,9 +161,43 @@ def _edit(count: int) -> Edit:
     return Edit({direction: st.session_state[f"d{direction + 1}"] for direction in range(count)})
 
 
-@st.fragment(key=_PICTURES)
-def _pictures(opened: Opened, start: Start, count: int) -> None:
+@st.fragment
+def _moved(opened: Opened, start: Start, count: int) -> None:
+    """The sliders and the pictures: what runs again when a slider moves."""
+    labels = {f"d{direction + 1}": f"Direction {direction + 1}" for direction in range(count)}
+    board = Board(labels, _STOPS, 0.0, unit="sd", columns=2)
+    left, right = st.columns([4, 7], gap="large")
     edit = _edit(count)
+    with left.container(key="sticky"):
+        _pictures(opened, start, edit)
+        _downloads(opened, start, edit)
+    board.show(right)
+
+
+def _downloads(opened: Opened, start: Start, edit: Edit) -> None:
+    """Made when they are asked for; by then there is no session, so `edit` holds what the sliders said."""
+    row = st.container(horizontal=True)
+    row.download_button(
+        "Save",
+        edit.to_json,
+        file_name="edit.json",
+        mime="application/json",
+        icon=":material/download:",
+        on_click="ignore",
+        help="The edit as JSON",
+    )
+    row.download_button(
+        "Picture",
+        lambda: png(enlarge(decode(opened, start.latent + edit.step(opened.manifold).float())[0], 256)),
+        file_name="edited.png",
+        mime="image/png",
+        icon=":material/download:",
+        key="edited-picture",
+        on_click="ignore",
+    )
+
+
+def _pictures(opened: Opened, start: Start, edit: Edit) -> None:
     step = edit.step(opened.manifold)
     control = edit.control(opened.manifold, torch.Generator().manual_seed(0))
     latents = torch.cat([start.latent + step.float(), start.latent, start.latent + control.float()])

@@ -12,13 +12,15 @@ from .choosing import Start, choose_start
 from .figures import AMBER, BLUE, GREY, SERIES, figure, pair, show_figure
 from .live import class_input, label_name, network_target, open_painter
 from .loading import Opened
-from .noise import LEVELS, level_slider, seed_input
+from .noise import LEVELS, level_board, seed_input
 from .painting import NO_CLASS
 from .pictures import decode, grid, same_size, show
 
 __all__ = ["page"]
 
 _DRAWS = 6
+_FIGURES = "decided"
+"""Key of the fragment below the pictures."""
 _MODES = (1, 2, 5, 10, 30, 100, 300)
 """Ranks whose curves are drawn."""
 
@@ -34,13 +36,15 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
         st.info("Upload an image to put it under noise.", icon=":material/upload:")
         return
     _time(opened, start)
+    _figures(opened)
 
 
 @st.fragment
 def _time(opened: Opened, start: Start) -> None:
+    board = level_board(rest=_FIGURES)
+    sigma = board.values["sigma"]
     controls = st.container(horizontal=True, vertical_alignment="bottom")
-    with controls:
-        sigma = level_slider()
+    place = controls.container()
     seed = seed_input(controls)
     painter = open_painter(opened)
     label = class_input(controls, opened, start) if painter is not None else NO_CLASS
@@ -48,7 +52,6 @@ def _time(opened: Opened, start: Start) -> None:
     x_t = noised(start.latent, 1.0, sigma, seed)
     posterior = manifold.posterior(x_t, 1.0, sigma)
     draws = posterior.sample(_DRAWS, torch.Generator().manual_seed(seed))[:, 0]
-    now = decided(manifold, 1.0, sigma)
     own = None if painter is None else network_target(painter, x_t, sigma, label)
     targets = [posterior.mean] if own is None else [posterior.mean, own]
     pictures = decode(opened, torch.cat([start.latent, same_size(x_t, start.latent), *targets, draws]))
@@ -68,6 +71,15 @@ def _time(opened: Opened, start: Start) -> None:
             grid(pictures[len(captions) :], 3, 128),
             f"{_DRAWS} samples of p(x0 | x_t): where they agree, the image is decided",
         )
+    board.show(place)
+
+
+@st.fragment(key=_FIGURES)
+def _figures(opened: Opened) -> None:
+    """What is decided: drawn anew where the slider comes to rest, for a browser takes longer over it than over pictures."""
+    manifold = opened.manifold
+    sigma = level_board().values["sigma"]
+    now = decided(manifold, 1.0, sigma)
     left, right = pair("outline")
     with left:
         st.subheader("Decided at this level")

@@ -14,6 +14,7 @@ from .live import classes, label_name
 from .loading import Opened
 from .painting import Moved, Order, Painter, class_of
 from .pictures import decode, grid, show
+from .sliders import Board
 from .work import kept, known, working
 
 __all__ = ["paint_on_request", "teleport_beside"]
@@ -67,10 +68,12 @@ def _key(opened: Opened, order: Order) -> tuple[Any, ...]:
 def teleport_beside(painter: Painter, opened: Opened, order: Order, recording: Recording, chosen: int) -> None:
     """The run started late, where the closed form says its noise would have come to, beside the run of all steps."""
     st.subheader("Teleportation")
-    percent = st.slider(
-        "Steps left out (%)", 0, 90, 30, 10, key="skip", bind="query-params", width=360,
-        help="The first steps of the sampler, replaced by one step in closed form.",
+    board = Board(
+        {"skip": "Steps left out"}, range(0, 100, 10), 30, unit="%",
+        hint="The first steps of the sampler, replaced by one step in closed form.",
     )  # fmt: skip
+    percent = board.values["skip"]
+    place = st.container(width=360)
     full = recording.x_t[-1]
     key = ("moved", opened.token, order, percent)
     statistics = classes(opened)
@@ -95,6 +98,7 @@ def teleport_beside(painter: Painter, opened: Opened, order: Order, recording: R
         )
     if len(order.labels) > 1:
         _differences(moved, order)
+    board.show(place)
 
 
 def _numbers(moved: Moved, chosen: int) -> None:

@@ -17,7 +17,7 @@ from .choosing import Start, choose_start
 from .figures import BLUE, GREY, SERIES, figure, show_figure
 from .live import class_input, class_now, label_name, network_target, open_painter
 from .loading import Opened
-from .noise import LEVELS, level_slider, seed_input
+from .noise import LEVELS, level_board, seed_input
 from .painting import NO_CLASS, Painter
 from .pictures import decode, same_size, show, thumbnails
 from .work import working
@@ -61,7 +61,9 @@ def _search(opened: Opened, start: Start) -> None:
     seed = seed_input(controls)
     painter = open_painter(opened) if question == "target" else None
     label = NO_CLASS if painter is None else class_input(controls, opened, start)
-    sigma = level_slider(1.0)
+    board = level_board(1.0)
+    sigma = board.values["sigma"]
+    place = st.container()
     x_t = noised(start.latent, 1.0, sigma, seed)
     own = None if painter is None else network_target(painter, x_t, sigma, label)
     hits = opened.searcher.search(x_t, 1.0, sigma, question, k, x0_hat=own)
@@ -81,6 +83,7 @@ def _search(opened: Opened, start: Start) -> None:
     rows = hits.rows()
     _neighbours(opened, hits, rows, start.row)
     _table(rows, hits.score_name)
+    board.show(place)
 
 
 def _neighbours(opened: Opened, hits: Hits, rows: list[dict[str, Any]], own: int | None) -> None:
