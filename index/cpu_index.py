@@ -2,9 +2,8 @@
 
     vectors  ->  U^T (x - mu)  ->  FAISS
 
-A query's candidates must not depend on what else is asked with it, nor on the number of threads. A matrix product gives a
-row other last bits alone than among many, and may share a single row out among threads; so each query is projected by
-`numpy.einsum`, which does neither, and `faiss_io.search` keeps FAISS from products over many queries.
+A query's candidates must not depend on what else is asked with it, nor on the number of threads: each is projected by itself
+(`faiss_io.products`), and `faiss_io.search` keeps FAISS from products over many queries.
 """
 
 from __future__ import annotations
@@ -35,7 +34,5 @@ class CpuIndex:
 
     def nearest(self, vectors: np.ndarray, k: int) -> np.ndarray:
         """Row numbers (n, k) of the vectors nearest in the coordinates; -1 only where there are fewer than k rows."""
-        coords = np.empty((len(vectors), len(self._rows)), dtype=np.float32)
-        for vector, place in zip(vectors, coords, strict=True):
-            np.einsum("i,ji->j", np.subtract(vector, self._mean, dtype=np.float32), self._rows, out=place)
+        coords = faiss_io.products(np.subtract(vectors, self._mean, dtype=np.float32), self._rows)
         return faiss_io.search(self._storage, self._change(coords), k)

@@ -34,8 +34,8 @@ from .costs import Kind
 
 __all__ = [
     "KINDS", "HalfRows", "assign_and_encode", "basis", "coordinates", "eigen_coordinates", "emptied", "empty_file",
-    "gpu_resources", "has_gpu", "knn_on_gpu", "new_index", "read_index", "read_whole_index", "rearrangement", "search",
-    "set_effort", "storage_of", "take", "train", "version", "write_index",
+    "gpu_resources", "has_gpu", "knn_on_gpu", "new_index", "products", "read_index", "read_whole_index", "rearrangement",
+    "search", "set_effort", "storage_of", "take", "train", "version", "write_index",
 ]  # fmt: skip
 
 faiss: Any = _faiss
@@ -176,13 +176,27 @@ def rearrangement(index: Any) -> Callable[[np.ndarray], np.ndarray]:
 
         return to_bytes
     transforms = _chain(index)[2:]
+    if transforms and isinstance(transforms[0], faiss.LinearTransform):
+        rotation = faiss.vector_to_array(transforms[0].A).reshape(transforms[0].d_out, -1)
+        return lambda coords: products(coords, rotation)
 
-    def changed(coords: np.ndarray) -> np.ndarray:
+    def ordered(coords: np.ndarray) -> np.ndarray:
         for transform in transforms:
             coords = transform.apply(coords)
         return np.ascontiguousarray(coords)
 
-    return changed
+    return ordered
+
+
+def products(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """vectors @ rows.T, (n, k) float32, each vector by itself: its products depend on no other, nor on the threads.
+
+    A matrix product would give a vector other last bits alone than among many, or share it out among threads.
+    """
+    found = np.empty((len(vectors), len(rows)), dtype=np.float32)
+    for vector, place in zip(vectors, found, strict=True):
+        np.einsum("i,ji->j", vector, rows, out=place)
+    return found
 
 
 def _holds_bytes(index: Any) -> bool:

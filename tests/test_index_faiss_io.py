@@ -159,6 +159,17 @@ def test_candidates_do_not_depend_on_the_batch_or_on_threads(kind, rng):
         np.testing.assert_array_equal(ids, found[0])
 
 
+@pytest.mark.parametrize("kind", faiss_io.KINDS)
+def test_a_query_is_prepared_alike_alone_and_among_others(kind, rng):
+    eigvals = 1 / np.arange(1, 65)
+    index = faiss_io.new_index(
+        np.zeros(64, np.float32), np.eye(64, dtype=np.float32), kind, eigvals=eigvals, lists=4, groups=32
+    )
+    faiss_io.train(index, rng.standard_normal((600, 64)).astype(np.float32))
+    change, queries = faiss_io.rearrangement(index), rng.standard_normal((40, 64)).astype(np.float32)
+    np.testing.assert_array_equal(change(queries), np.concatenate([change(query[None]) for query in queries]))
+
+
 def test_bytes_are_cut_to_their_range_not_wrapped(rows, eigvecs, eigvals):
     """A row and a query ten times as far out as any that the range was made from stay the farthest on their side."""
     index = empty("Int8", eigvecs, eigvals, rows)
