@@ -34,8 +34,11 @@ class Ranking:
 
         Returns: (k,) int64 numbers and (k,) float64 distances. Neither depends on which other rows there were.
         """
-        room = self._rooms.pop() if self._rooms else None
-        if room is None or len(room.rows) < len(rows):
+        try:
+            room = self._rooms.pop()  # another thread may take the last one between a look and this
+        except IndexError:
+            room = HalfRows(len(rows), self._store.d)
+        if len(room.rows) < len(rows):
             room = HalfRows(len(rows), self._store.d)
         self._store.read_into(rows, room.rows[: len(rows)])
         rough, places = room.by_distance(target.astype(np.float32), len(rows))

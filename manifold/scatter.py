@@ -135,21 +135,17 @@ class _Operands:
         rows = self.rows[top : top + len(out), left:right]
         step = _block_rows(out)
         for source, target in zip(rows.split(step), out.split(step), strict=True):
-            wide = (
-                target.copy_(source)
-                if self._exponent == 0 and out.dtype == self._wide
-                else _widened(source, self._wide)
-            )
+            wide = _widened(source, self._wide)
             if summed:
                 sums.add_(wide.double().sum(0))
-            if wide is target:
-                target.sub_(center)
+            if self._exponent == 0 and out.dtype == self._wide:
+                torch.sub(wide, center, out=target)
             else:
                 target.copy_((wide - center).mul_(math.ldexp(1.0, -self._exponent)))
 
 
 def _sample(rows: Tensor) -> Tensor:
-    """Some rows, drawn at random: every so manieth row would know a cycle in them."""
+    """Some rows, drawn at random: rows at equal distances would meet a cycle in them."""
     if len(rows) <= _SAMPLE:
         return rows
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_SAMPLE]

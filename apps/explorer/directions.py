@@ -156,18 +156,13 @@ def _sliders(opened: Opened, start: Start) -> None:
     _moved(opened, start, count)
 
 
-def _edit(count: int) -> Edit:
-    """What the first `count` sliders say."""
-    return Edit({direction: st.session_state[f"d{direction + 1}"] for direction in range(count)})
-
-
 @st.fragment
 def _moved(opened: Opened, start: Start, count: int) -> None:
     """The sliders and the pictures: what runs again when a slider moves."""
     labels = {f"d{direction + 1}": f"Direction {direction + 1}" for direction in range(count)}
     board = Board(labels, _STOPS, 0.0, unit="sd", columns=2)
     left, right = st.columns([4, 7], gap="large")
-    edit = _edit(count)
+    edit = Edit(dict(enumerate(board.values.values())))
     with left.container(key="sticky"):
         _pictures(opened, start, edit)
         _downloads(opened, start, edit)

@@ -22,7 +22,7 @@ def level_board(default: float = 2.05, rest: str | None = None) -> Board:
     return Board(
         {"sigma": "Time: noise level σ, from pure noise to data (α = 1)"},
         LEVELS,
-        min(LEVELS, key=lambda level: abs(level - default)),
+        default,
         rest=rest,
         hint="x_t = α x0 + σ ε in latent units; a variance-preserving sampler passes the same states at σ / α.",
     )

@@ -33,7 +33,7 @@ class Board:
 
     Arguments
         labels: by the slider's name, unique among all pages, what stands above it.
-        stops: rising or falling, from the left end to the right. default: one of them.
+        stops: rising or falling, from the left end to the right. default: the stop nearest to it.
         rest: key of a fragment that is slower to draw and runs again when the sliders come to rest.
         unit: after each value. columns: side by side. hint: shown where the mouse rests on a label.
     """
@@ -49,7 +49,8 @@ class Board:
         columns: int = 1,
         hint: str = "",
     ) -> None:
-        self.labels, self.stops, self.default = dict(labels), stops, default
+        self.labels, self.stops = dict(labels), stops
+        self.default = self._nearest(default)
         self._rest = rest
         self._look = {"unit": unit, "columns": columns, "hint": hint}
         for name in labels:
