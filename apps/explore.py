@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -80,6 +81,10 @@ def _open_ahead(workspace: str) -> None:
     with suppress(ManifoldError):
         prepare(open_workspace(workspace))
     set_log_level("INFO")
+    # Streamlit collects garbage after every run of a page, and to look through all that is imported by now takes three times
+    # as long as to answer a slider.
+    gc.collect()
+    gc.freeze()
 
 
 def _require_free(port: int) -> None:

@@ -6,6 +6,8 @@ import io
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -462,6 +464,14 @@ def test_the_server_listens_to_this_machine_and_sends_nothing(tmp_path):
     for wanted in ("--server.address=127.0.0.1", "--browser.gatherUsageStats=false", "--server.headless=true"):
         assert wanted in arguments
     assert arguments[-2:] == ["--", str(tmp_path)]
+
+
+def test_what_is_imported_ahead_is_left_out_of_the_collections_between_two_answers(workspace):
+    lines = "import gc, sys; from manifold_apps.explore import _open_ahead; _open_ahead(sys.argv[1])"
+    lines += "; print(len(gc.get_objects()), gc.get_freeze_count())"
+    done = subprocess.run([sys.executable, "-c", lines, str(workspace)], capture_output=True, text=True, check=True)
+    looked_through, frozen = (int(word) for word in done.stdout.split()[-2:])
+    assert looked_through < frozen / 20
 
 
 def test_without_the_extra_the_sentence_names_it(tmp_path, monkeypatch):
