@@ -54,7 +54,7 @@ def train_demo(
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the training state and the finished model.")
     ] = Path("demo-model"),
     autoencoder_steps: Annotated[int, typer.Option(help="Steps of 32 images for the autoencoder.")] = 12_000,
-    denoiser_steps: Annotated[int, typer.Option(help="Steps of 256 images for the denoiser.")] = 60_000,
+    denoiser_steps: Annotated[int, typer.Option(help="Steps of 128 images for the denoiser.")] = 60_000,
     minutes: Annotated[float | None, typer.Option(help="Stop the denoiser after so many minutes.")] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="Folder of a finished model whose denoiser to train on.")

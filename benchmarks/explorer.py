@@ -94,6 +94,7 @@ def main() -> None:
             ("directions", ".st-key-sticky img", "Directions, 8 sliders"),
             ("directions?sliders=40", ".st-key-sticky img", "Directions, 40 sliders"),
             ("outline", "[data-testid=stColumn]:nth-child(3) img", "Outline first"),
+            ("retrieve", "[data-testid=stColumn]:nth-child(2) img", "Retrieve, neighbours of another noise level"),
         ):
             tab.goto(f"{address}/{path}")
             tab.locator(selector).first.wait_for()

@@ -25,7 +25,7 @@ from torch import Tensor
 from .errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError
 from .files import load_tensors, save_tensors
 from .rows import as_rows, first_bad_row, largest_modulus
-from .scatter import Scratch, add_outer, add_rows, add_scatter, column_mean, column_squares, mirror
+from .scatter import Scratch, add_outer, add_rows, add_scatter, column_mean, column_squares, copy_rows, mirror
 
 __all__ = ["Moments", "Precision"]
 
@@ -121,7 +121,7 @@ class Moments:
         while start < len(rows):
             self._widen(rows.dtype)
             stop = min(start + self.chunk_rows - self._waiting, len(rows))
-            self._buffer[self._waiting : self._waiting + stop - start].copy_(rows[start:stop])
+            copy_rows(rows[start:stop], self._buffer[self._waiting : self._waiting + stop - start])
             self._waiting += stop - start
             self._peak = max(self._peak, peak)
             start = stop

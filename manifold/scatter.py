@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import NonFiniteError
 
-__all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "column_squares", "mirror"]
+__all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "column_squares", "copy_rows", "mirror"]
 
 # Values in an elementwise step. They stay in cache, and torch (grain 32,768) leaves them to one thread: memory is the
 # limit, and threads of torch's that wait would keep those of the product from running.
@@ -125,7 +125,7 @@ class _Operands:
 
     def __init__(self, rows: Tensor, wide: torch.dtype, exponent: int) -> None:
         self.rows, self._wide, self._exponent = rows, wide, exponent
-        self.center = _column_sums(_sample(rows), None).div_(min(len(rows), _SAMPLE)).to(wide)
+        self.center = _sample_mean(rows).to(wide)
         self.sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
 
     def into(self, out: Tensor, top: int, left: int, *, summed: bool) -> None:
@@ -135,21 +135,25 @@ class _Operands:
         rows = self.rows[top : top + len(out), left:right]
         step = _block_rows(out)
         for source, target in zip(rows.split(step), out.split(step), strict=True):
-            wide = _widened(source, self._wide)
+            narrow = out.dtype == torch.float32 == self._wide and self._exponent == 0
+            wide = target.copy_(source) if narrow else _widened(source, self._wide)
             if summed:
                 sums.add_(wide.double().sum(0))
-            if self._exponent == 0 and out.dtype == self._wide:
+            if narrow:
+                target.sub_(center)
+            elif self._exponent == 0 and out.dtype == self._wide:
                 torch.sub(wide, center, out=target)
             else:
                 target.copy_((wide - center).mul_(math.ldexp(1.0, -self._exponent)))
 
 
-def _sample(rows: Tensor) -> Tensor:
-    """Some rows, drawn at random: rows at equal distances would meet a cycle in them."""
-    if len(rows) <= _SAMPLE:
-        return rows
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_SAMPLE]
-    return rows[drawn.sort().values.to(rows.device)]
+def _sample_mean(rows: Tensor) -> Tensor:
+    """Mean of some rows, drawn at random: rows at equal distances would meet a cycle in them."""
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_SAMPLE].sort().values.to(rows.device)
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for some in drawn.split(_block_rows(rows)):
+        total.add_(_column_sums(rows[some], None))
+    return total / len(drawn)
 
 
 def _add_rows_in_place(scatter: Tensor, operands: _Operands, alpha: float, scratch: Scratch) -> None:
@@ -225,6 +229,13 @@ def _add_block(scatter: Tensor, other: Tensor, alpha: float) -> None:
         scatter.add_(other, alpha=alpha)
     else:  # NumPy widens a few values at a time, torch all of them first
         np.add(scatter.numpy(), other.numpy(), out=scatter.numpy())
+
+
+def copy_rows(source: Tensor, target: Tensor) -> None:
+    """Copy rows into others of the same shape, at least as wide."""
+    step = _block_rows(target)
+    for rows, room in zip(source.split(step), target.split(step), strict=True):
+        room.copy_(rows)
 
 
 def _block_rows(matrix: Tensor) -> int:

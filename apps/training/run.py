@@ -54,7 +54,7 @@ def train_demo(
         data: labelled images; those the project ships were trained on the CIFAR-10 training set.
         folder: `training/` holds everything needed to continue, `painter/` the finished pipeline. Run again with more
             steps to train on.
-        autoencoder_steps, denoiser_steps: steps of 32 and of 256 images.
+        autoencoder_steps, denoiser_steps: steps of 32 and of 128 images.
         minutes: stop the denoiser after so long, whatever its steps.
         gallery: images to paint.
         start: folder of a finished model to train on from: its autoencoder is kept, its denoiser goes on from where it was.
