@@ -149,7 +149,9 @@ class _Operands:
 
 def _sample_mean(rows: Tensor) -> Tensor:
     """Mean of some rows, drawn at random: rows at equal distances would meet a cycle in them."""
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_SAMPLE].sort().values.to(rows.device)
+    drawn = (
+        torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_SAMPLE].sort().values.to(rows.device)
+    )
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
     for some in drawn.split(_block_rows(rows)):
         total.add_(_column_sums(rows[some], None))
