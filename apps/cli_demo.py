@@ -53,11 +53,13 @@ def train_demo(
     folder: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the training state and the finished model.")
     ] = Path("demo-model"),
-    autoencoder_steps: Annotated[int, typer.Option(help="Steps of 32 images for the autoencoder.")] = 12_000,
+    autoencoder_steps: Annotated[int, typer.Option(help="Steps of 32 images for the autoencoder.")] = 3_200,
+    decoder_steps: Annotated[int, typer.Option(help="Steps of 32 images for the decoder alone, after that.")] = 30_000,
     denoiser_steps: Annotated[int, typer.Option(help="Steps of 128 images for the denoiser.")] = 60_000,
     minutes: Annotated[float | None, typer.Option(help="Stop the denoiser after so many minutes.")] = None,
     start: Annotated[
-        Path | None, typer.Option(metavar="MODEL", help="Folder of a finished model whose denoiser to train on.")
+        Path | None,
+        typer.Option(metavar="MODEL", help="Folder of a finished model whose decoder and denoiser to train on."),
     ] = None,
     device: DeviceOption = None,
 ) -> None:
@@ -70,7 +72,8 @@ def train_demo(
 
     with long_work() as progress:
         painter = train(
-            data, folder, autoencoder_steps=autoencoder_steps, denoiser_steps=denoiser_steps, minutes=minutes,
+            data, folder, autoencoder_steps=autoencoder_steps, decoder_steps=decoder_steps,
+            denoiser_steps=denoiser_steps, minutes=minutes,
             start=start, device=device, progress=progress,
         )  # fmt: skip
     out.print(f"{painter}: the model, its card README.md, and a gallery of its pictures")

@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from images import encoded
+from manifold_apps.training.autoencoder import build_autoencoder, pixel_loss
+from manifold_apps.training.decoder import _CRITIC_WEIGHT, DecoderAndCritic, decoder_losses
 from manifold_apps.training.denoiser import build_scheduler, denoiser_losses
 from manifold_apps.training.images import load_training_images
+from manifold_apps.training.latents import Latents, encode_latents
 from manifold_apps.training.loop import Settings, Trainer, _exponent
 from manifold_apps.training.run import train_demo
 from torch import nn
@@ -130,7 +133,7 @@ def test_other_settings_are_refused_and_a_broken_loss_stops(tmp_path):
 def test_the_velocity_loss_is_that_of_the_papers_formula():
     """A network that answers for the exact velocity of a point mass has no loss; one that answers 0 has E v^2."""
     latents = torch.full((4, 4, 8, 8), 0.5)
-    losses = denoiser_losses(latents, torch.zeros_like(latents), torch.zeros(4, dtype=torch.int64), 1, 64)
+    losses = denoiser_losses(Latents(latents, torch.zeros_like(latents)), torch.zeros(4, dtype=torch.int64), 1, 64)
     alphas_cumprod = build_scheduler().alphas_cumprod
 
     class Exact(nn.Module):
@@ -174,6 +177,50 @@ def test_images_are_drawn_in_range_with_their_labels(tmp_path):
         assert images.labels[same[0]] == label
 
 
+def test_latents_are_those_of_each_image_and_of_its_mirror_image_and_are_kept(tmp_path):
+    write_labelled(tmp_path / "some.parquet")
+    images = load_training_images(tmp_path / "some.parquet", 32)
+    torch.manual_seed(0)
+    vae = build_autoencoder().eval()
+    vae.register_to_config(scaling_factor=0.5, shift_factor=0.1)
+    latents = encode_latents(vae, images, tmp_path / "latents.safetensors", batch=7)
+    x0 = images.pixels.float() / 127.5 - 1
+    with torch.no_grad():
+        posterior = vae.encode(torch.cat([x0, x0.flip(-1)])).latent_dist
+    torch.testing.assert_close(latents.means.float(), (posterior.mean - 0.1) * 0.5, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(latents.widths.float(), posterior.std * 0.5, rtol=1e-3, atol=1e-3)
+    other = build_autoencoder().eval()
+    other.register_to_config(scaling_factor=0.5, shift_factor=0.1)
+    assert torch.equal(encode_latents(other, images, tmp_path / "latents.safetensors").means, latents.means)
+    other.register_to_config(scaling_factor=0.7)
+    assert not torch.equal(encode_latents(other, images, tmp_path / "latents.safetensors").means, latents.means)
+
+
+def test_each_part_of_the_decoders_loss_reaches_one_network_only(tmp_path):
+    """The decoder's gradient is that of pixels - w critic(painted), the critic's that of its hinge loss alone."""
+    write_labelled(tmp_path / "some.parquet")
+    images = load_training_images(tmp_path / "some.parquet", 32)
+    torch.manual_seed(0)
+    vae = build_autoencoder()
+    vae.register_to_config(scaling_factor=0.5, shift_factor=0.1)
+    latents = Latents(torch.randn(48, 4, 8, 8).half(), torch.zeros(48, 4, 8, 8).half())
+    network = DecoderAndCritic(vae.decoder)
+    decoder_losses(vae, images, latents, 4)(network, torch.Generator().manual_seed(3))["loss"].backward()
+
+    rows = torch.randint(48, (4,), generator=torch.Generator().manual_seed(3))
+    x0 = images.chosen(rows)
+    painted = network.decoder(vae.post_quant_conv(latents.means[rows].float() / 0.5 + 0.1))
+    decoder, critic = list(network.decoder.parameters()), list(network.critic.parameters())
+    wanted = torch.autograd.grad(
+        pixel_loss(painted, x0) - _CRITIC_WEIGHT * network.critic(painted).mean(), decoder, retain_graph=True
+    )
+    for parameter, gradient in zip(decoder, wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+    hinge = (1 - network.critic(x0)).clamp_min(0).mean() + (1 + network.critic(painted.detach())).clamp_min(0).mean()
+    for parameter, gradient in zip(critic, torch.autograd.grad(hinge, critic), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
 def test_images_without_labels_are_refused(tmp_path):
     write_labelled(tmp_path / "bare.parquet", labels=False)
     with pytest.raises(InputError, match="has no labels"):
@@ -186,7 +233,13 @@ def test_images_without_labels_are_refused(tmp_path):
 def test_training_makes_a_pipeline_that_opens_and_a_gallery_that_can_be_painted_again(tmp_path):
     write_labelled(tmp_path / "some.parquet")
     painter = train_demo(
-        tmp_path / "some.parquet", tmp_path / "run", autoencoder_steps=2, denoiser_steps=2, gallery=6, device="cpu"
+        tmp_path / "some.parquet",
+        tmp_path / "run",
+        autoencoder_steps=2,
+        decoder_steps=2,
+        denoiser_steps=2,
+        gallery=6,
+        device="cpu",
     )
     pipeline = load_demo_model(painter)
     assert pipeline.classes == 3
@@ -206,25 +259,34 @@ def test_training_makes_a_pipeline_that_opens_and_a_gallery_that_can_be_painted_
     torch.testing.assert_close(again[0], gallery.latents[4].float(), rtol=2e-2, atol=2e-2)
     card = (painter / "README.md").read_text()
     assert "24 images of some.parquet" in card
+    assert "64 images more" in card
     assert "256 latents seen" in card
     assert (painter / "samples.png").is_file()
 
-    on = train_demo(
-        tmp_path / "some.parquet", tmp_path / "on", denoiser_steps=5, gallery=6, start=painter, device="cpu"
-    )
+    settings = {"decoder_steps": 4, "denoiser_steps": 5, "gallery": 6, "device": "cpu"}
+    on = train_demo(tmp_path / "some.parquet", tmp_path / "on", start=painter, **settings)
+    assert "128 images more" in (on / "README.md").read_text()
     assert "640 latents seen" in (on / "README.md").read_text()
     assert not any(str(tmp_path) in path.read_text() for path in on.rglob("*.json"))
     longer = load_demo_model(on)
     for name, value in pipeline.vae.state_dict().items():
-        assert torch.equal(longer.vae.state_dict()[name], value), name
-    first, last = (each.unet.conv_in.weight for each in (pipeline, longer))
-    assert not torch.equal(first, last)
+        assert name.startswith("decoder.") or torch.equal(longer.vae.state_dict()[name], value), name
+    for first, last in (
+        (pipeline.unet.conv_in.weight, longer.unet.conv_in.weight),
+        (pipeline.vae.decoder.conv_in.weight, longer.vae.decoder.conv_in.weight),
+    ):
+        assert not torch.equal(first, last)
+
+    done = train_demo(tmp_path / "some.parquet", tmp_path / "done", start=on, **settings)
+    assert json.loads((done / "training.json").read_text()) == json.loads((on / "training.json").read_text())
+    for name, value in longer.vae.state_dict().items():
+        assert torch.equal(load_demo_model(done).vae.state_dict()[name], value), name
 
 
 @pytest.mark.slow
 def test_training_on_refuses_other_classes_and_foreign_models(tmp_path):
     write_labelled(tmp_path / "some.parquet")
-    settings = {"denoiser_steps": 1, "gallery": 1, "device": "cpu"}
+    settings = {"decoder_steps": 0, "denoiser_steps": 1, "gallery": 1, "device": "cpu"}
     with pytest.raises(MismatchError, match="paints 10 classes, the images have 3"):
         train_demo(tmp_path / "some.parquet", tmp_path / "run", start=MODEL_FOLDER, **settings)
     foreign = shutil.copytree(MODEL_FOLDER, tmp_path / "foreign")

@@ -11,7 +11,7 @@ from torch import Tensor
 from .images import TrainingImages
 from .loop import Losses, Settings
 
-__all__ = ["SETTINGS", "autoencoder_losses", "build_autoencoder", "encode_latents", "set_scaling"]
+__all__ = ["SETTINGS", "autoencoder_losses", "build_autoencoder", "pixel_loss", "set_scaling"]
 
 SETTINGS = Settings(batch_size=32, learning_rate=1e-3, plateau_steps=2_000)
 _KL_WEIGHT = 2e-4
@@ -36,11 +36,7 @@ def build_autoencoder() -> Any:
 
 
 def autoencoder_losses(images: TrainingImages, batch_size: int) -> Callable[[Any, torch.Generator], Losses]:
-    """Absolute error of pixels and of their differences, and the divergence of the posterior from N(0, 1).
-
-    Pixels alone would be served best by the median of what is possible, which is a blur; differences between neighbouring
-    pixels make edges count.
-    """
+    """The pixel loss, and the divergence of the posterior from N(0, 1)."""
 
     def losses(network: Any, generator: torch.Generator) -> Losses:
         device = next(network.parameters()).device
@@ -49,16 +45,24 @@ def autoencoder_losses(images: TrainingImages, batch_size: int) -> Callable[[Any
         mean, std = posterior.mean.float(), posterior.std.float()
         noise = torch.randn(mean.shape, generator=generator).to(device)
         painted = network.decode(mean + std * noise).sample.float()
-        pixels = (painted - x0).abs().mean()
-        edges = sum((painted.diff(dim=dim) - x0.diff(dim=dim)).abs().mean() for dim in (-1, -2)) / 2
         divergence = (mean.square() + std.square() - 1 - 2 * std.log()).mean() / 2
         return {
-            "loss": pixels + _EDGE_WEIGHT * edges + _KL_WEIGHT * divergence,
+            "loss": pixel_loss(painted, x0) + _KL_WEIGHT * divergence,
             "squared_error": (painted - x0).square().mean(),
             "kl_nats": divergence,
         }
 
     return losses
+
+
+def pixel_loss(painted: Tensor, x0: Tensor) -> Tensor:
+    """Absolute error of pixels and of their differences.
+
+    Pixels alone would be served best by the median of what is possible, which is a blur; differences between neighbouring
+    pixels make edges count.
+    """
+    edges = [(painted.diff(dim=dim) - x0.diff(dim=dim)).abs().mean() for dim in (-1, -2)]
+    return (painted - x0).abs().mean() + _EDGE_WEIGHT * (edges[0] + edges[1]) / 2
 
 
 @torch.no_grad()
@@ -70,17 +74,3 @@ def set_scaling(network: Any, images: TrainingImages, count: int = 4_096) -> Non
         [network.encode(images.batch(256, generator)[0].to(device)).latent_dist.mean for _ in range(count // 256)]
     )
     network.register_to_config(shift_factor=float(means.mean()), scaling_factor=1 / float(means.std()))
-
-
-def encode_latents(network: Any, images: TrainingImages, batch: int = 500) -> tuple[Tensor, Tensor]:
-    """Scaled posterior mean and standard deviation of every image and of its mirror image, (2 n, 4, 8, 8) float16."""
-    config, device = network.config, next(network.parameters()).device
-    means, widths = [], []
-    with torch.inference_mode():
-        for mirrored in (False, True):
-            for chunk in images.pixels.split(batch):
-                x0 = chunk.float() / 127.5 - 1
-                posterior = network.encode((x0.flip(-1) if mirrored else x0).to(device)).latent_dist
-                means.append(((posterior.mean - config.shift_factor) * config.scaling_factor).half().cpu())
-                widths.append((posterior.std * config.scaling_factor).half().cpu())
-    return torch.cat(means), torch.cat(widths)

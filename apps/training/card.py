@@ -29,6 +29,8 @@ class History:
 
     autoencoder: dict[str, Any]
     """images, squared_error, kl_nats."""
+    decoder: dict[str, Any]
+    """images, squared_error; of the decoder trained on alone."""
     denoiser: dict[str, Any]
     """images, loss."""
 
@@ -47,9 +49,12 @@ def read_history(painter: Path) -> History:
         raise FormatError(f"{path} cannot be read ({error}); train anew") from error
 
 
-def last_losses(folder: Path) -> dict[str, Any]:
-    """The last line of a network's log: steps, images and mean losses."""
-    return json.loads((folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+def last_losses(folder: Path, before: dict[str, Any] | None) -> dict[str, Any]:
+    """The last line of a network's log (steps, images and mean losses); without one, what was known before."""
+    path = folder / "losses.jsonl"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    return before or {}
 
 
 def write_card(pipeline: ClassConditionalPipeline, painter: Path, history: History, facts: dict[str, Any]) -> None:
@@ -62,7 +67,7 @@ def write_card(pipeline: ClassConditionalPipeline, painter: Path, history: Histo
         facts: data, images, classes, hardware, torch.
     """
     _save(_samples(pipeline), painter / "samples.png")
-    seen, painted = history.autoencoder, history.denoiser
+    seen, alone, painted = history.autoencoder, history.decoder, history.denoiser
     write_json(painter / _HISTORY, asdict(history))
     millions = {
         name: sum(value.numel() for value in getattr(pipeline, name).parameters()) / 1e6 for name in ("vae", "unet")
@@ -71,8 +76,10 @@ def write_card(pipeline: ClassConditionalPipeline, painter: Path, history: Histo
         "data": f"{facts['images']:,} images of {facts['data']}, mirrored at random",
         "autoencoder": f"AutoencoderKL, {millions['vae']:.2f} million parameters, {seen['images']:,} images seen",
         "its losses": f"squared error {seen['squared_error']:.5f} (pixels in [-1, 1]), {seen['kl_nats']:.2f} nats a value",
+        "decoder": f"{alone['images']:,} images more, encoder frozen, against a critic",
+        "its loss": f"squared error {alone['squared_error']:.5f}",
         "denoiser": f"UNet2DModel, {millions['unet']:.2f} million parameters, {painted['images']:,} latents seen",
-        "its loss": f"squared error of the velocity {painted['loss']:.4f}",
+        "the denoiser's loss": f"squared error of the velocity {painted['loss']:.4f}",
         "prediction": f"velocity; linear betas 1e-4 to 0.02; label {facts['classes']}, a tenth of those shown, is no class",
         "weights": "power-function average over training, relative width 0.1, stored in float16",
         "hardware": facts["hardware"],

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .latents import Latents
 from .loop import Losses, Settings
 
 __all__ = ["SETTINGS", "build_denoiser", "build_scheduler", "denoiser_losses"]
@@ -58,22 +59,21 @@ def build_scheduler() -> Any:
 
 
 def denoiser_losses(
-    means: Tensor, widths: Tensor, labels: Tensor, classes: int, batch_size: int
+    latents: Latents, labels: Tensor, classes: int, batch_size: int
 ) -> Callable[[nn.Module, torch.Generator], Losses]:
     """Squared error of the velocity at random noise levels.
 
     Arguments
-        means, widths: (n, 4, 8, 8) of the latents' posteriors, scaled; a fresh sample is drawn each time.
-        labels: (n,) int64. classes: their number.
+        latents: posteriors; a fresh sample is drawn each time.
+        labels: (n,) int64, of each. classes: their number.
     """
     alphas_cumprod = build_scheduler().alphas_cumprod
     log_noise = ((1 - alphas_cumprod) / alphas_cumprod).log() / 2
 
     def losses(network: nn.Module, generator: torch.Generator) -> Losses:
         device = next(network.parameters()).device
-        rows = torch.randint(len(means), (batch_size,), generator=generator)
-        mean = means[rows].float()
-        x0 = mean + widths[rows].float() * torch.randn(mean.shape, generator=generator)
+        rows = torch.randint(len(latents.means), (batch_size,), generator=generator)
+        x0 = latents.draw(rows, generator)
         noise = torch.randn(x0.shape, generator=generator)
         drawn = math.log(_NOISE_MEDIAN) + _NOISE_SPREAD * torch.randn(batch_size, generator=generator)
         timesteps = torch.searchsorted(log_noise, drawn).clamp_max(len(log_noise) - 1)

@@ -30,6 +30,11 @@ class TrainingImages:
         """Number of classes."""
         return int(self.labels.max()) + 1
 
+    def chosen(self, rows: Tensor) -> Tensor:
+        """Images by number, n of them and then their n mirror images: float32 in [-1, 1]."""
+        pixels = self.pixels[rows % len(self.labels)].float() / 127.5 - 1
+        return torch.where((rows >= len(self.labels))[:, None, None, None], pixels.flip(-1), pixels)
+
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`count` images drawn with replacement, half of them mirrored: float32 in [-1, 1], and their labels."""
         rows = torch.randint(len(self.labels), (count,), generator=generator)
