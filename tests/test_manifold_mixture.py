@@ -216,6 +216,18 @@ def test_em_reaches_scikit_learns_likelihood_and_never_falls():
     np.testing.assert_allclose(sorted(fit.mixture.weights.tolist()), sorted(expected.weights_), rtol=1e-3)
 
 
+def test_every_seed_finds_clusters_that_one_start_often_misses():
+    centers = 8 * torch.randn(6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    spread = torch.randn(600, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rows = centers.repeat(100, 1) + spread
+    best = Reference(6, random_state=0, n_init=20, reg_covar=1e-9).fit(rows.numpy()).lower_bound_
+    for seed in range(12):
+        fit = fit_mixture(rows, 6, generator=torch.Generator().manual_seed(seed))
+        assert fit.log_likelihood[-1] == pytest.approx(best, abs=5e-3)
+    once, again = fit_mixture(rows, 6), fit_mixture(rows, 6)
+    assert once.log_likelihood == again.log_likelihood
+
+
 def test_mixture_predicts_clustered_data_better_than_one_gaussian():
     rows = three_clouds()
     held_out = rows[::5]
