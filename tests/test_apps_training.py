@@ -11,7 +11,7 @@ import pytest
 import torch
 from images import encoded
 from manifold_apps.training.autoencoder import build_autoencoder, pixel_loss
-from manifold_apps.training.decoder import _CRITIC_WEIGHT, DecoderAndCritic, decoder_losses
+from manifold_apps.training.decoder import _CRITIC_SHARE, _CRITIC_WEIGHT, DecoderAndCritic, decoder_losses
 from manifold_apps.training.denoiser import build_scheduler, denoiser_losses
 from manifold_apps.training.images import load_training_images
 from manifold_apps.training.latents import Latents, encode_latents
@@ -196,7 +196,8 @@ def test_latents_are_those_of_each_image_and_of_its_mirror_image_and_are_kept(tm
     assert not torch.equal(encode_latents(other, images, tmp_path / "latents.safetensors").means, latents.means)
 
 
-def test_each_part_of_the_decoders_loss_reaches_one_network_only(tmp_path):
+@pytest.mark.parametrize("steepness", [1.0, 1e4])
+def test_each_part_of_the_decoders_loss_reaches_one_network_only(steepness, tmp_path):
     """The decoder's gradient is that of pixels - w critic(painted), the critic's that of its hinge loss alone."""
     write_labelled(tmp_path / "some.parquet")
     images = load_training_images(tmp_path / "some.parquet", 32)
@@ -205,15 +206,19 @@ def test_each_part_of_the_decoders_loss_reaches_one_network_only(tmp_path):
     vae.register_to_config(scaling_factor=0.5, shift_factor=0.1)
     latents = Latents(torch.randn(48, 4, 8, 8).half(), torch.zeros(48, 4, 8, 8).half())
     network = DecoderAndCritic(vae.decoder)
+    with torch.no_grad():
+        network.critic[-1].weight.mul_(steepness)
     decoder_losses(vae, images, latents, 4)(network, torch.Generator().manual_seed(3))["loss"].backward()
 
     rows = torch.randint(48, (4,), generator=torch.Generator().manual_seed(3))
     x0 = images.chosen(rows)
     painted = network.decoder(vae.post_quant_conv(latents.means[rows].float() / 0.5 + 0.1))
     decoder, critic = list(network.decoder.parameters()), list(network.critic.parameters())
-    wanted = torch.autograd.grad(
-        pixel_loss(painted, x0) - _CRITIC_WEIGHT * network.critic(painted).mean(), decoder, retain_graph=True
-    )
+    parts = pixel_loss(painted, x0), network.critic(painted).mean()
+    lengths = [torch.autograd.grad(part, painted, retain_graph=True)[0].norm() for part in parts]
+    weight = min(_CRITIC_WEIGHT, float(_CRITIC_SHARE * lengths[0] / lengths[1]))
+    assert (weight < _CRITIC_WEIGHT) == (steepness > 1)
+    wanted = torch.autograd.grad(parts[0] - weight * parts[1], decoder, retain_graph=True)
     for parameter, gradient in zip(decoder, wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
     hinge = (1 - network.critic(x0)).clamp_min(0).mean() + (1 + network.critic(painted.detach())).clamp_min(0).mean()

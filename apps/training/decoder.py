@@ -21,8 +21,9 @@ from .loop import Losses, Settings
 __all__ = ["SETTINGS", "DecoderAndCritic", "decoder_losses"]
 
 SETTINGS = Settings(batch_size=32, learning_rate=3e-4, plateau_steps=10_000)
-_CRITIC_WEIGHT = 0.02
-"""Enough for edges and texture; the pixel loss goes up by a fifth, for what looks real is not the middle of what may be."""
+_CRITIC_WEIGHT, _CRITIC_SHARE = 0.02, 8.0
+"""The weight of the critic, and how long its pull on the pixels may be, relative to that of the pixel loss: a critic that is
+sure of itself is steep, and would drown the pixels."""
 
 
 class DecoderAndCritic(nn.Module):
@@ -65,12 +66,14 @@ def decoder_losses(
         latent = latents.draw(rows, generator).to(device)
         painted = network.decoder(vae.post_quant_conv(latent / config.scaling_factor + config.shift_factor)).float()
         pixels = pixel_loss(painted, x0)
+        (towards_pixels,) = torch.autograd.grad(pixels, painted, retain_graph=True)
         shown = painted.detach().requires_grad_()
         real, fake = network.critic(x0).float(), network.critic(shown).float()
         (towards_real,) = torch.autograd.grad(-fake.mean(), shown, retain_graph=True)
+        weight = (_CRITIC_SHARE * towards_pixels.norm() / towards_real.norm()).clamp_max(_CRITIC_WEIGHT)
         judging = (1 - real).relu().mean() + (1 + fake).relu().mean()
         return {
-            "loss": pixels + _CRITIC_WEIGHT * (painted * towards_real).sum() + judging,
+            "loss": pixels + weight * (painted * towards_real).sum() + judging,
             "pixels": pixels,
             "squared_error": (painted - x0).square().mean(),
             "critic": judging,
