@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from index.statistics import load_manifold
+from index.statistics import UNLABELLED, class_means_path, class_moments_path, load_manifold
 from index.workspace import Workspace
+from manifold.class_means import ClassMeans
 from manifold.diagnostics import diagnose
 from manifold.files import read_json
 from manifold.spectrum import SHARES
@@ -38,6 +39,7 @@ def describe_workspace(workspace: str | Path) -> dict[str, Any]:
         "crop": recipe.crop,
         "command": manifest.command,
         "spectrum": None,
+        "classes": None,
         "index": read_json(opened.index_card_path) if opened.index_card_path.is_file() else None,
     }
     if opened.stats_path.is_file():
@@ -51,7 +53,25 @@ def describe_workspace(workspace: str | Path) -> dict[str, Any]:
             "participation_ratio": numbers.participation_ratio,
             "effective_rank": numbers.effective_rank,
         }
+        described["classes"] = _classes(opened)
     return described
+
+
+def _classes(workspace: Workspace) -> dict[str, Any] | None:
+    """Labels and their rows, as the fit counted them; None if there are none."""
+    path = class_means_path(workspace)
+    if not path.is_file():
+        return None
+    means = ClassMeans.load(path)[0]
+    counts = dict(zip(means.labels, means.counts.tolist(), strict=True))
+    unlabelled = counts.pop(UNLABELLED, 0)
+    return {
+        "count": len(counts),
+        "fewest_rows": min(counts.values(), default=0),
+        "most_rows": max(counts.values(), default=0),
+        "unlabelled_rows": unlabelled,
+        "own_covariances": class_moments_path(workspace).is_file(),
+    }
 
 
 def description_table(described: dict[str, Any]) -> Table:
@@ -83,6 +103,13 @@ def description_table(described: dict[str, Any]) -> Table:
             "",
             f"participation ratio {ratio:.3g}, effective rank {rank:.4g}, {spectrum['eigenpairs']:,} eigenpairs kept",
         )
+    classes = described["classes"]
+    if classes is not None:
+        fewest, most = classes["fewest_rows"], classes["most_rows"]
+        rows = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        unlabelled = f", {classes['unlabelled_rows']:,} rows without a label" if classes["unlabelled_rows"] else ""
+        covariance = "a covariance for each" if classes["own_covariances"] else "one covariance within classes"
+        table.add_row("classes", f"{classes['count']:,} of {rows} rows{unlabelled}, {covariance}")
     index = described["index"]
     if index is None:
         table.add_row("index", "not built yet: manifold index")

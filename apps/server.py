@@ -255,7 +255,8 @@ def _sentence(errors: Any) -> str:
     first = errors[0]
     field = ".".join(str(part) for part in first["loc"] if part not in ("path", "body") and "[" not in str(part))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and not field.startswith(("latent", "x0_hat")) else ""
-    return f"{field or 'the body'}: {first['msg'][:300]}{more}"
+    message = first["msg"].removeprefix("Value error, ")  # pydantic says of our own sentences what kind they are
+    return f"{field or 'the body'}: {message[:300]}{more}"
 
 
 class _Guard:

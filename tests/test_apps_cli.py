@@ -216,6 +216,7 @@ def test_demo_runs_twice_and_writes_its_pictures(tmp_path):
         "spectrum.png",
         "teleport.png",
     ]
+    assert "classes 10 of 409 to 410 rows, a covariance for each" in " ".join(done.stdout.split())
     for name in pictures:
         assert f"demo/{name}" in done.stdout
         with Image.open(tmp_path / "demo" / name) as picture:
@@ -230,6 +231,9 @@ def test_reference_figures_of_cifar_through_the_command(tmp_path):
     assert done.returncode == 0, done.stderr
     described = json.loads(manifold("info", tmp_path / "ws", "--json").stdout)
     assert (described["rows"], described["rejects"], described["d"]) == (50_000, 0, 3072)
+    assert described["classes"] == {
+        "count": 10, "fewest_rows": 5000, "most_rows": 5000, "unlabelled_rows": 0, "own_covariances": False
+    }  # fmt: skip
     spectrum = described["spectrum"]
     assert spectrum["trace"] == pytest.approx(754.6, rel=5e-4)
     assert spectrum["largest"] == pytest.approx(220, rel=2e-3)

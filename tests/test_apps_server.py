@@ -607,6 +607,7 @@ def test_forms_that_are_not_right(client, root):
     refused(client.post("/search", data={"image": "text"}, files={"other": b"x"}), 422, "its field image")
     refused(search_with(client, photo(root, 5), sigma="nan"), 422, "sigma: ", "finite")
     refused(search_with(client, photo(root, 5), sigma="much"), 422, "sigma: ", "number")
+    refused(search_with(client, photo(root, 5), sigma="1e-30"), 422, "sigma: must be 0 or at least 1e-06")
     refused(search_with(client, photo(root, 5), seed=-1), 422, "seed: ")
     refused(search_with(client, photo(root, 5), seed=2**70), 422, "seed: ")
     refused(search_with(client, photo(root, 5), colour="red"), 422, "colour: ", "not permitted")

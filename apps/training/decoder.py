@@ -21,7 +21,7 @@ from .loop import Losses, Settings
 __all__ = ["SETTINGS", "DecoderAndCritic", "decoder_losses"]
 
 SETTINGS = Settings(batch_size=32, learning_rate=3e-4, plateau_steps=10_000)
-_CRITIC_WEIGHT, _CRITIC_SHARE = 0.02, 8.0
+_CRITIC_WEIGHT, _CRITIC_SHARE = 0.02, 16.0
 """The weight of the critic, and how long its pull on the pixels may be, relative to that of the pixel loss: a critic that is
 sure of itself is steep, and would drown the pixels."""
 
