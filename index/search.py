@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Hits", "Question", "Searcher"]
 
 Question = Literal["source", "target", "endpoint"]
+_QUESTIONS = get_args(Question)
 
 _LARGEST = 1e7
 """Beyond values and levels like this the squares of distances leave float32."""
@@ -162,8 +163,8 @@ class Searcher:
         in the coordinates, as many as the index was planned for. With conditions all three are exact, and take one pass over
         the latents of the rows that meet them.
         """
-        if question not in get_args(Question):
-            raise InputError(f"question must be one of {', '.join(get_args(Question))}, it is {question!r}")
+        if question not in _QUESTIONS:
+            raise InputError(f"question must be one of {', '.join(_QUESTIONS)}, it is {question!r}")
         if k < 1:
             raise InputError(f"k must be at least 1, it is {k}")
         flat = self._states(x_t)
@@ -174,17 +175,16 @@ class Searcher:
                 f"{question} and has {len(predicted)} rows"
             )
         a, s = _level("alpha", alpha, len(flat)), _level("sigma", sigma, len(flat))
-        if not (a > 0).all():
+        if not a.all():
             raise InputError("alpha must be above 0: pure noise says nothing about its source")
         rows = self._allowed(where)
         k = min(k, len(self._store) if rows is None else len(rows))
-        noisy = s > 0
-        if question == "source" and noisy.all():
+        if question == "source" and s.all():
             ids, scores = posterior(self._store, self.manifold.mean, flat, a, s, k, rows)
             return self._hits(ids, scores, "probability", rows)
-        if question == "source" and noisy.any():
+        if question == "source" and s.any():
             raise InputError("ask for the source of clean and of noisy states in separate calls")
-        ids, scores = self._by_distance(self._endpoints(flat, a, s, noisy, predicted), k, rows)
+        ids, scores = self._by_distance(self._endpoints(flat, a, s, predicted), k, rows)
         if question == "source":
             return self._hits(ids, _shares(scores), "probability", rows)
         return self._hits(ids, scores, "distance", rows)
@@ -212,8 +212,8 @@ class Searcher:
         flat = self.manifold._flat(x_t)
         if not len(flat):
             return flat
-        low, high = (float(end) for end in flat.aminmax())
-        if low >= -_LARGEST and high <= _LARGEST:  # neither holds if there is a NaN
+        values = flat.numpy()
+        if values.min() >= -_LARGEST and values.max() <= _LARGEST:  # neither holds if there is a NaN
             return flat
         finite = flat.isfinite().all(1)
         if not bool(finite.all()):
@@ -224,9 +224,7 @@ class Searcher:
             "check how it is scaled"
         )
 
-    def _endpoints(
-        self, flat: Tensor, a: np.ndarray, s: np.ndarray, noisy: np.ndarray, predicted: Tensor | None
-    ) -> np.ndarray:
+    def _endpoints(self, flat: Tensor, a: np.ndarray, s: np.ndarray, predicted: Tensor | None) -> np.ndarray:
         """Where each state ends, (n, d) float64; a clean state is there already, to the last bit.
 
         In blocks of one shape, filled up with the last state: results must depend neither on how a caller cuts a batch
@@ -234,9 +232,9 @@ class Searcher:
         """
         ends = flat.double().numpy()
         ends /= a[:, None]
-        if noisy.any():
+        if s.any():
             alpha, sigma = torch.from_numpy(a), torch.from_numpy(s)
-            for states in torch.from_numpy(np.flatnonzero(noisy)).split(_BLOCK):
+            for states in torch.from_numpy(np.flatnonzero(s)).split(_BLOCK):
                 filled = torch.cat([states, states[-1:].expand(_BLOCK - len(states))])
                 hint = None if predicted is None else predicted[filled]
                 found = self.manifold.endpoint(flat[filled], alpha[filled], sigma[filled], hint)
@@ -265,6 +263,8 @@ class Searcher:
 
 def _level(name: str, value: Level, n: int) -> np.ndarray:
     """One level for each of n states, (n,) float64, all 0 or within what distances can be taken of."""
+    if isinstance(value, float) and (value == 0 or 1 / _LARGEST <= value <= _LARGEST):
+        return np.full(n, value)  # what most searches ask for, without the checks of arrays
     level = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
     if level.ndim > 1 or (level.ndim == 1 and len(level) != n):
         raise InputError(f"{name} must be a number or one for each of the {n} states, it has shape {level.shape}")
