@@ -67,8 +67,8 @@ def fit_workspace(
 
     Warns: ManifoldWarning if directions with some variance have less of it than the precision resolves.
 
-    Raises: InputError if the workspace is not there or not complete, or model and rank do not fit; NonFiniteError naming
-        the row if a latent has NaN or infinity; FormatError if a file is damaged; StorageError.
+    Raises: InputError if the workspace is not there or not complete, model and rank do not fit, or all latents are equal;
+        NonFiniteError naming the row if a latent has NaN or infinity; FormatError if a file is damaged; StorageError.
 
     Cost: n d^2 multiply-adds for the moments, as many again for covariances of classes, O(d^3) for the eigendecomposition;
     about 20 d^2 bytes of memory, 8 d^2 more a class. Above d = 16,384 a low-rank model takes ten passes and no d x d matrix,
@@ -113,6 +113,10 @@ def fit_workspace(
             kept = _rank(store.d, model, rank)
             fitted = GaussianManifold.from_moments(moments, rank=kept, shape=shape, metadata=metadata)
             _warn_unresolved(moments, fitted, opened)
+        if fitted.total_variance == 0:
+            raise InputError(
+                f"all {len(store):,} latents of {root} are equal, so there is no manifold; encode other images"
+            )
         fitted.save(opened.stats_path)
     return fitted
 

@@ -112,6 +112,8 @@ class CertifiedEmpiricalDenoiser:
         a, s = (level.expand(len(x), 1) for level in level_pair(alpha, sigma, len(x), x))
         if not bool((s > 0).all()):
             raise InputError("the empirical posterior needs sigma > 0; without noise, look for the nearest row instead")
+        if not len(x):
+            return self._brute.posterior(x, a[:, 0], s[:, 0], min(k, len(self)))
         found: list[tuple[Tensor, ...] | None] = []
         step = max(_MATRIX // len(self), 1)
         for low in range(0, len(x), step):

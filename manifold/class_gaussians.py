@@ -50,7 +50,8 @@ def within_classes(model: CovarianceModel, counts: Tensor, means: Tensor) -> Cov
     if n < 2:
         raise NotFittedError(f"a covariance within classes needs at least 2 rows, there are {n}")
     weights = (counts.double() / (n - 1)).sqrt()
-    between = weights[:, None] * (means - (counts.double() @ means) / n)  # (c, d): S_between = between^T between
+    centred = means.double() - (counts.double() @ means.double()) / n
+    between = weights[:, None] * centred  # (c, d): S_between = between^T between
     inside = between @ model.eigvecs.double()
     kept = torch.diag(model.eigvals.double()) - inside.T @ inside
     eigvals, turned = descending_eigh(kept)

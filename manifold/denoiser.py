@@ -80,7 +80,8 @@ class DiffusersDenoiser:
         shown_at = t.round() if self.round_timesteps else t
         old, new = torch.hypot(a, s), torch.hypot(*self.schedule.levels(t))
         own = states * (new / old).to(states).reshape(-1, 1, 1, 1)
-        output = self.network(self.schedule.network_input(own, t), shown_at.to(states), **self._repeated(len(states)))
+        shown_at = shown_at.to(states.device, torch.promote_types(states.dtype, torch.float32))  # bfloat16 has 8 bits
+        output = self.network(self.schedule.network_input(own, t), shown_at, **self._repeated(len(states)))
         output = getattr(output, "sample", output)
         if output.shape[1] == 2 * states.shape[1]:
             output = output[:, : states.shape[1]]  # the second half is a learned variance

@@ -77,7 +77,7 @@ def diagnose(
         first, last: ranks of the power law; by default from 10 to the reproducible directions, or to a tenth of what
             the rows can support where no halves were compared.
 
-    Raises: InputError if count is below 2.
+    Raises: InputError if count is below 2, or the model has no variance.
 
     Cost: one Fourier transform an eigenvector, if a shape is given.
     """

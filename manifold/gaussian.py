@@ -199,7 +199,7 @@ class GaussianManifold:
         """
         a, s = self._levels(x_t, alpha, sigma)
         deviation = self._flat(x_t) - a * self.mean
-        return like(self.covariance.apply(lambda v: safe_ratio(s.expand_as(a * v), a**2 * v + s**2), deviation), x_t)
+        return like(self.covariance.apply(lambda v: safe_ratio(s, a**2 * v + s**2), deviation), x_t)
 
     def velocity(
         self, x_t: Tensor, alpha: Level, sigma: Level, d_alpha: Level | None = None, d_sigma: Level | None = None
@@ -280,9 +280,7 @@ class GaussianManifold:
             return end
         a, s = self._levels(x_t, alpha, sigma)
         departure = self._flat(x0_hat) - self._flat(self.denoise(x_t, alpha, sigma))
-        shift = self.covariance.apply(
-            lambda v: 1 / (1 + (1 - safe_ratio((s**2).expand_as(a * v), a**2 * v + s**2)).sqrt()), departure
-        )
+        shift = self.covariance.apply(lambda v: 1 / (1 + (1 - safe_ratio(s**2, a**2 * v + s**2)).sqrt()), departure)
         return end + like(shift, x_t)
 
     def invert(self, x_0: Tensor, alpha: Level = 0.0, sigma: Level = 1.0) -> Tensor:
@@ -404,5 +402,5 @@ class GaussianManifold:
 
     def _require_density(self, a: Tensor, s: Tensor) -> None:
         # The smallest gain of the flattest direction is 0 exactly where a direction has neither variance nor noise.
-        if float(self.covariance.trace(lambda v: (a**2 * v + s**2 == 0).to(v.dtype)).max()) > 0:
+        if bool((self.covariance.trace(lambda v: (a**2 * v + s**2 == 0).to(v.dtype)) > 0).any()):
             raise InputError("at sigma = 0 a direction without variance has no density; use sigma > 0")

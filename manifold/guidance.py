@@ -13,7 +13,6 @@ Source: classifier guidance, Dhariwal & Nichol (arXiv 2105.05233); classifier-fr
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
@@ -46,8 +45,7 @@ class ClassGuidance:
 
         Raises: as `log_prob`. Cost: two products of (n, d) by (d, k) for each class.
         """
-        self._require(y)
-        return self._each[y].score(x_t, alpha, sigma) - self.classes.score(x_t, alpha, sigma)
+        return like(self._gradient(y, self._flat(x_t), alpha, sigma), x_t)
 
     def combined(self, y: int, x_t: Tensor, alpha: Level, sigma: Level, weight: float) -> Tensor:
         """Predicted target of classifier-free guidance: (1 - w) x0_hat + w x0_hat_y.
@@ -55,8 +53,9 @@ class ClassGuidance:
         w = 0 leaves the class out, 1 is the class's own denoiser, more than 1 exaggerates it.
         """
         self._require(y)
-        free = self.classes.denoise(x_t, alpha, sigma)
-        return free + weight * (self._each[y].denoise(x_t, alpha, sigma) - free)
+        flat = self._flat(x_t)
+        free = self.classes.denoise(flat, alpha, sigma)
+        return like(free + weight * (self._each[y].denoise(flat, alpha, sigma) - free), x_t)
 
     def guided(self, denoiser: Denoiser, y: int, weight: float) -> GuidedDenoiser:
         """Another denoiser, such as a trained unconditional network, drawn toward class y.
@@ -65,6 +64,14 @@ class ClassGuidance:
         """
         self._require(y)
         return GuidedDenoiser(denoiser, self, y, weight)
+
+    def _gradient(self, y: int, flat: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """Of states (n, d) in the type of the classes: in half precision the difference would be lost in rounding."""
+        self._require(y)
+        return self._each[y].score(flat, alpha, sigma) - self.classes.score(flat, alpha, sigma)
+
+    def _flat(self, x_t: Tensor) -> Tensor:
+        return flat_states(x_t, self.classes.d, self._each[0].mean)
 
     def _require(self, y: int) -> None:
         if not 0 <= y < len(self._each):
@@ -88,9 +95,8 @@ class GuidedDenoiser:
         Raises: InputError at alpha = 0, where a score says nothing of x0.
         """
         predicted = self.denoiser.denoise(x_t, alpha, sigma)
-        gradient = self.guidance.gradient(self.y, x_t, alpha, sigma)
-        flat = flat_states(gradient, self.guidance.classes.d, torch.zeros((), dtype=torch.float64, device=x_t.device))
-        a, s = level_pair(alpha, sigma, len(flat), flat)
+        gradient = self.guidance._gradient(self.y, self.guidance._flat(x_t), alpha, sigma).double()
+        a, s = level_pair(alpha, sigma, len(gradient), gradient)
         if bool((a == 0).any()):
             raise InputError("guidance of a predicted target needs alpha > 0; use `combined`, which has no such limit")
-        return predicted + like(self.weight * s**2 / a * flat, x_t)
+        return like(predicted.reshape(gradient.shape).to(gradient) + self.weight * s**2 / a * gradient, x_t)

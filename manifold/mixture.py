@@ -142,8 +142,10 @@ class GaussianMixture:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws of x0, (n, C, H, W) where the shape is known, else (n, d)."""
-        chosen = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         reference = self.components[0].mean
+        chosen = torch.empty(0, dtype=torch.int64)
+        if n:  # multinomial draws one at least
+            chosen = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         drawn = torch.empty(n, self.d, dtype=reference.dtype, device=reference.device)
         for number, component in enumerate(self.components):
             place = (chosen == number).nonzero()[:, 0]

@@ -81,7 +81,7 @@ class SeenComponent:
         """Gain of the directions outside the span of U, (1,) or (n, 1); 0 if there are none."""
         model = self._component.low_rank
         if model is None or model.k == model.d:
-            return torch.zeros_like(self._a)
+            return torch.zeros_like(self._a + self._s)
         return f(model.tail_var[None])
 
     def inside(self, f: SpectralFunction, shares: Tensor) -> Tensor:

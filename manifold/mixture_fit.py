@@ -1,9 +1,9 @@
 """Expectation-maximisation for low-rank mixtures, started with k-means.
 
 The components live in the span of the collection's leading eigenvectors, with full covariances there; outside it they
-share the collection's mean and its tail variance. No eigenvalue may fall below that tail variance (or, with nothing left
-over, 1e-6 of the largest): that is the maximum-likelihood solution under this constraint, so the likelihood rises with
-every step and a component cannot collapse onto a point.
+share the collection's mean and its tail variance. No eigenvalue may fall below that tail variance, which counts as 1e-6 of
+the largest eigenvalue if it is less, as with fewer rows than directions. That is the maximum-likelihood solution under this
+constraint, so the likelihood rises with every step and a component cannot collapse onto a point.
 
 Source: Dempster, Laird, Rubin (1977); k-means++: Arthur, Vassilvitskii (2007).
 """
@@ -28,6 +28,7 @@ __all__ = ["MixtureFit", "fit_mixture"]
 _STARTS = 8
 """One k-means++ start in about 18 ends in a worse optimum, and EM cannot leave it."""
 _LLOYD_STEPS = 20
+_LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def fit_mixture(
         rank = min(256, flat.shape[1])
     whole = GaussianManifold.fit(flat, rank=rank)
     basis, mean = whole.eigvecs.double(), whole.mean.double()
-    points = torch.cat([(part.double() - mean) @ basis for part in flat.split(4096)])
-    lowest = whole.tail_var if rank < whole.d else 1e-6 * float(whole.eigvals[0])
+    points = torch.cat([(part.to(mean) - mean) @ basis for part in flat.split(4096)])
+    lowest = max(float(whole.tail_var), _LEAST_SHARE * float(whole.eigvals[0]))
     shares = _best_kmeans(points, components, generator or torch.Generator().manual_seed(0))
     history: list[float] = []
     converged = False
@@ -98,7 +99,7 @@ def fit_mixture(
             (mean + basis @ center).to(whole.mean),
             values.to(whole.mean),
             (basis @ vectors).to(whole.mean),
-            whole.tail_var,
+            lowest,
         )
         for center, (values, vectors) in zip(means, spectra, strict=True)
     ]

@@ -31,9 +31,9 @@ def noise_levels(high: float = 100.0, low: float = 0.01, steps: int = 49) -> tup
 
 
 def noised(x0: Tensor, alpha: float, sigma: float, seed: int = 0) -> Tensor:
-    """alpha x0 + sigma eps with eps ~ N(0, I) from the seed: (n, ...), float32."""
+    """alpha x0 + sigma eps with eps ~ N(0, I) from the seed: (n, ...), float32, on the device of `x0`."""
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
-    return alpha * x0.float() + sigma * eps
+    return alpha * x0.float() + sigma * eps.to(x0.device)
 
 
 def noised_path(x0: Tensor, alphas: Levels, sigmas: Levels, seed: int = 0) -> Tensor:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .schedule import NoiseSchedule, levels_at_snr
+from .schedule import NoiseSchedule, evaluated_sigmas, levels_at_snr
 
 __all__ = ["StateLayout", "kept", "replaced", "state_layout", "visited_levels", "without_variance"]
 
@@ -108,11 +108,7 @@ def visited_levels(scheduler: Any) -> tuple[Tensor, Tensor]:
     timesteps = scheduler.timesteps
     if not hasattr(scheduler, "sigmas"):
         return schedule.levels(timesteps)
-    sigmas = scheduler.sigmas.detach().cpu().double()[: len(timesteps)].clone()
-    middle = getattr(scheduler, "sigmas_interpol", None)
-    if middle is not None:  # KDPM2 evaluates every second time halfway between two of its sigmas
-        shifted = 0 if hasattr(scheduler, "sigmas_up") else 1  # the ancestral one keeps its list a place earlier
-        sigmas[1::2] = middle.detach().cpu().double()[shifted:][: len(timesteps) - 1 : 2]
+    sigmas = evaluated_sigmas(scheduler)
     log_snr = -2 * sigmas.log()
     if schedule.coordinates == "flow":
         log_snr = log_snr + 2 * (1 - sigmas).log()

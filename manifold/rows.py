@@ -102,8 +102,9 @@ class ArrayRows:
 
     def __init__(self, array: Tensor | np.ndarray) -> None:
         if isinstance(array, Tensor):
-            array = array.detach().cpu().numpy()
-        self._array = array.reshape(len(array), -1)
+            array = array.detach().cpu()
+            array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()  # NumPy has no bfloat16
+        self._array = array.reshape(len(array), math.prod(array.shape[1:]))
 
     @property
     def d(self) -> int:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .errors import InputError, ShapeError
 from .files import read_json
-from .snr_curves import FlowCurve, LogSigmaCurve, SnrCurve, TableCurve
+from .snr_curves import FlowCurve, LogSigmaCurve, SnrCurve, TableCurve, TanCurve
 
-__all__ = ["Coordinates", "NoiseSchedule", "Prediction", "levels_at_snr", "load_scheduler"]
+__all__ = ["Coordinates", "NoiseSchedule", "Prediction", "evaluated_sigmas", "levels_at_snr", "load_scheduler"]
 
 Coordinates = Literal["vp", "ve", "flow"]
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
@@ -112,14 +112,16 @@ class NoiseSchedule:
         continuous = config.get("timestep_type") == "continuous" and prediction == "v_prediction"
         sigma_data = None
         if hasattr(scheduler, "precondition_outputs"):
-            curve: SnrCurve = LogSigmaCurve()
+            curve: SnrCurve = TanCurve() if name.startswith("Cosine") else LogSigmaCurve()
             coordinates: Coordinates = "ve"
             sigma_data = float(config.sigma_data)
+        elif config.get("invert_sigmas"):
+            raise InputError(f"{name} runs from data to noise (invert_sigmas); give alpha and sigma themselves instead")
         elif "FlowMatch" in name or config.get("use_flow_sigmas"):
             curve, coordinates = FlowCurve(float(config.num_train_timesteps)), "flow"
             prediction = prediction if config.get("use_flow_sigmas") else "flow_prediction"
         elif hasattr(scheduler, "alphas_cumprod"):
-            curve = LogSigmaCurve() if continuous else TableCurve(scheduler.alphas_cumprod)
+            curve = LogSigmaCurve() if continuous else TableCurve(_falling(scheduler.alphas_cumprod))
             unscaled = hasattr(scheduler, "sigmas") and not hasattr(scheduler, "_sigma_to_alpha_sigma_t")
             coordinates = "ve" if unscaled else "vp"
         else:
@@ -129,8 +131,7 @@ class NoiseSchedule:
         prediction = "sample" if prediction == "original_sample" else prediction
         visited = None
         if getattr(scheduler, "num_inference_steps", None) is not None and hasattr(scheduler, "sigmas"):
-            timesteps = scheduler.timesteps.detach().cpu()
-            sigmas = scheduler.sigmas.detach().cpu().double()[: len(timesteps)]
+            timesteps, sigmas = scheduler.timesteps.detach().cpu(), evaluated_sigmas(scheduler)
             alphas = 1 - sigmas if coordinates == "flow" else torch.ones_like(sigmas)  # stored unscaled even where vp
             visited = timesteps, 2 * (alphas.log() - sigmas.log())
         return cls(curve, coordinates=coordinates, prediction=prediction, sigma_data=sigma_data, visited=visited)
@@ -231,8 +232,10 @@ class NoiseSchedule:
 def levels_at_snr(log_snr: Tensor, coordinates: Coordinates) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) of a log signal-to-noise ratio in the given coordinates; plus and minus infinity are allowed.
 
-    Raises: InputError for pure noise in "ve", which would be infinite.
+    Raises: InputError for pure noise in "ve", which would be infinite, or coordinates of another name.
     """
+    if coordinates not in get_args(Coordinates):
+        raise InputError(f"coordinates must be one of {', '.join(get_args(Coordinates))}, it is {coordinates!r}")
     if coordinates == "vp":
         return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
     if coordinates == "flow":
@@ -240,6 +243,31 @@ def levels_at_snr(log_snr: Tensor, coordinates: Coordinates) -> tuple[Tensor, Te
     if bool((log_snr == -math.inf).any()):
         raise InputError('pure noise is infinite in "ve" coordinates; use "vp" or "flow"')
     return torch.ones_like(log_snr), (-0.5 * log_snr).exp()
+
+
+def evaluated_sigmas(scheduler: Any) -> Tensor:
+    """sigma where the network is asked at every entry of `scheduler.timesteps`, (steps,) float64.
+
+    KDPM2 and DPM-Solver SDE ask every second time halfway, in log sigma, between two of the sigmas they list.
+    """
+    steps = len(scheduler.timesteps)
+    sigmas = scheduler.sigmas.detach().cpu().double()
+    asked = sigmas[:steps].clone()
+    middle = getattr(scheduler, "sigmas_interpol", None)
+    if middle is not None:
+        shifted = 0 if hasattr(scheduler, "sigmas_up") else 1  # the ancestral one keeps its list a place earlier
+        asked[1::2] = middle.detach().cpu().double()[shifted:][: steps - 1 : 2]
+    elif hasattr(scheduler, "mid_point_sigma"):
+        asked[1::2] = (sigmas[:-1] * sigmas[1:]).sqrt()[: steps - 1 : 2]
+    return asked
+
+
+def _falling(alphas_cumprod: Tensor) -> Tensor:
+    """With a zero terminal SNR some schedulers put 2^-24 last, perhaps above its neighbour: it stands for pure noise."""
+    if alphas_cumprod[-1] == 2**-24 and alphas_cumprod[-1] >= alphas_cumprod[-2]:
+        alphas_cumprod = alphas_cumprod.clone()
+        alphas_cumprod[-1] = 0
+    return alphas_cumprod
 
 
 def _against(factor: Tensor, state: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def fit_auto(
         dtype: type of the model's tensors.
         device: where products are taken and the model lives.
 
-    Raises: InputError if there are too few rows; NonFiniteError naming the row.
+    Raises: InputError if there are too few rows, or all are equal; NonFiniteError naming the row.
 
     Cost: up to d = 4096 three eigendecompositions and about eight passes over the rows; above, only products of the
     rows with blocks of at most 1024 columns.
@@ -98,6 +98,8 @@ def fit_auto(
     train = RowSubset(store, _EVERY, range(_EVERY - 1))
     held_out = RowSubset(store, _EVERY, [_EVERY - 1])
     candidates, base = _eigen_candidates(train, held_out, device)
+    if float(base.trace(lambda variance: variance)) == 0:
+        raise InputError("all rows are equal: there is nothing to choose a model by; give rows that differ")
     if shape is not None and len(train) >= 2 * FOLDS:
         target = fit_stationary(CrossSpectrum.of(train, shape, device=device), dtype=torch.float64)
         candidates.append(Candidate("stationary", mean_log_likelihood(target, held_out)))

@@ -6,6 +6,7 @@ log SNR of plus infinity, pure noise (zero terminal SNR, flow matching at its en
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["FlowCurve", "LogSigmaCurve", "SnrCurve", "TableCurve"]
+__all__ = ["FlowCurve", "LogSigmaCurve", "SnrCurve", "TableCurve", "TanCurve"]
 
 
 class SnrCurve(Protocol):
@@ -104,6 +105,21 @@ class LogSigmaCurve:
     def timestep(self, log_snr: Tensor) -> Tensor:
         """Inverse of `log_snr`; reaches everything."""
         return -log_snr / 8
+
+
+class TanCurve:
+    """sigma = tan(pi t / 2) with alpha = 1: variance preserving, a cosine schedule (arXiv 2202.00512, section 2)."""
+
+    inside = 0.5
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """-2 log tan(pi t / 2). Raises: InputError if t is not within 0 to 1."""
+        _require_within(t, 0.0, 1.0, "the timestep")
+        return -2 * (0.5 * math.pi * t).tan().log()
+
+    def timestep(self, log_snr: Tensor) -> Tensor:
+        """Inverse of `log_snr`; reaches everything."""
+        return (-0.5 * log_snr).exp().atan() * (2 / math.pi)
 
 
 def _require_within(value: Tensor, low: float, high: float, what: str) -> None:

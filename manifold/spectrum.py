@@ -73,7 +73,10 @@ def effective_rank(model: CovarianceModel) -> float:
 
 
 def _total(model: CovarianceModel) -> float:
-    return float(model.trace(lambda variance: variance.double()))
+    total = float(model.trace(lambda variance: variance.double()))
+    if total == 0:
+        raise InputError("the rows behind this model are all equal: there is no variance to describe; give others")
+    return total
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ Levels = Tensor | Sequence[float]
 
 
 def flat_states(state: Tensor, d: int, reference: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """The states as (n, d), in the type and on the device of `reference`. Raises: ShapeError."""
+    """The states as (n, d), in the type and on the device of `reference`. Raises: ShapeError; InputError for integers."""
+    if not state.is_floating_point():
+        raise InputError(f"states must be of a floating-point type, they are {state.dtype}; convert them first")
     if state.ndim not in (2, 4) or math.prod(state.shape[1:]) != d:
         wanted = f"(n, {d})" if shape is None else f"(n, {d}) or (n, {', '.join(map(str, shape))})"
         raise ShapeError(f"states must have shape {wanted}, they have {tuple(state.shape)}")

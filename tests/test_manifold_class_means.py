@@ -112,3 +112,12 @@ def test_wrong_use_gets_a_sentence(tmp_path, rng):
         ClassMeans.load(tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="no class to make a mixture of"):
         ClassGaussians((), (), torch.zeros(0, 3), True, {}).mixture()
+
+
+def test_means_of_single_precision_are_as_good(labelled):
+    rows, labels = labelled
+    model = GaussianManifold.fit(torch.from_numpy(rows).double()).covariance
+    means = ClassMeans(rows.shape[1])
+    means.update(rows, labels)
+    double, single = (within_classes(model, means.counts, given) for given in (means.means, means.means.float()))
+    torch.testing.assert_close(single.eigvals, double.eigvals, rtol=1e-3, atol=1e-3)

@@ -133,3 +133,18 @@ def test_wrong_use_is_said():
         compare_denoisers({}, torch.zeros(1, 3), [1.0], [1.0])
     with pytest.raises(InputError, match="they have 2 and 1"):
         compare_denoisers({}, torch.zeros(3, 3), [1.0, 1.0], [1.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_states_show_the_timesteps_of_float32(dtype):
+    shown = []
+
+    def network(x_t, timesteps, **_):
+        shown.append(timesteps)
+        return x_t
+
+    denoiser = DiffusersDenoiser(network, diffusers.DDIMScheduler(), round_timesteps=True)
+    wanted = torch.tensor([501.0, 777.0, 981.0])
+    alpha, sigma = denoiser.schedule.levels(wanted)
+    denoiser.denoise(torch.zeros(3, 3, 8, 8, dtype=dtype), alpha, sigma)
+    assert torch.equal(shown[0], wanted)

@@ -214,3 +214,11 @@ def test_wrong_use_is_said():
         CertifiedEmpiricalDenoiser(rows[:, 1:], manifold)
     with pytest.raises(InputError, match="needs fetch="):
         CertifiedEmpiricalDenoiser(Cut(rows, [5]), manifold)
+
+
+def test_a_collection_may_be_of_bfloat16():
+    rows = torch.randn(30, 12, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x_t = torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+    manifold = GaussianManifold.fit(rows)
+    for made in (EmpiricalDenoiser, lambda one: CertifiedEmpiricalDenoiser(one, manifold)):
+        torch.testing.assert_close(made(rows).denoise(x_t, 1.0, 1.0), made(rows.float()).denoise(x_t, 1.0, 1.0))

@@ -7,8 +7,11 @@ import torch
 from helpers import assert_close, needs_cuda
 from torch import Tensor
 
+from manifold.certified import CertifiedEmpiricalDenoiser
 from manifold.covariance import FullCovariance, LowRankCovariance, StationaryCovariance
+from manifold.errors import InputError
 from manifold.gaussian import GaussianManifold
+from manifold.mixture import GaussianMixture
 
 SHAPE, D, N = (3, 4, 4), 48, 5
 ALPHAS, SIGMAS = torch.tensor([0.9, 0.5, 0.0, 1.0, 0.3]), torch.tensor([0.2, 0.7, 1.0, 20.0, 0.9])
@@ -200,3 +203,44 @@ def test_on_a_gpu(manifold, states, name):
     found = called(manifold.to("cuda"), name, states.cuda(), 0.6, 0.8)
     assert found.is_cuda
     assert_close(found.cpu(), called(manifold, name, states, 0.6, 0.8))
+
+
+@pytest.mark.parametrize("levels", ["alpha", "sigma", "both"])
+def test_a_number_and_a_level_a_row_together_are_what_each_row_gets_alone(levels):
+    """Of every public formula, for a full and for a low-rank Gaussian and for a mixture of both."""
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(60, 12, generator=generator, dtype=torch.float64)
+    full, low = GaussianManifold.fit(rows), GaussianManifold.fit(rows + 1, rank=4)
+    mixed = GaussianMixture([full.covariance, low.covariance])
+    x_t = torch.randn(5, 12, generator=generator)
+    alpha = torch.linspace(0.3, 1, 5, dtype=torch.float64) if levels != "sigma" else 1.0
+    sigma = torch.linspace(0.1, 2, 5, dtype=torch.float64) if levels != "alpha" else 0.5
+    asked = [
+        *(
+            (one, name)
+            for one in (full, low)
+            for name in ("denoise", "score", "eps", "velocity", "log_prob", "endpoint")
+        ),
+        *((mixed, name) for name in ("denoise", "score", "log_prob")),
+    ]
+    for one, name in asked:
+        together = getattr(one, name)(x_t, alpha, sigma)
+        for row in range(5):
+            a, s = (float(level[row]) if isinstance(level, torch.Tensor) else level for level in (alpha, sigma))
+            assert_close(together[row].float(), getattr(one, name)(x_t[row : row + 1], a, s)[0].float())
+    departed = full.endpoint(x_t, alpha, sigma, x0_hat=full.denoise(x_t, alpha, sigma))
+    assert_close(departed, full.endpoint(x_t, alpha, sigma))
+
+
+def test_no_states_give_no_answers_and_integers_are_refused():
+    rows = torch.randn(60, 12, generator=torch.Generator().manual_seed(4))
+    manifold = GaussianManifold.fit(rows)
+    none, levels = torch.empty(0, 12), torch.empty(0)
+    for name in ("denoise", "score", "eps", "velocity", "endpoint"):
+        assert getattr(manifold, name)(none, 1.0, 0.5).shape == (0, 12)
+        assert getattr(manifold, name)(none, levels, levels).shape == (0, 12)
+    assert manifold.log_prob(none, levels, levels).shape == (0,)
+    assert GaussianMixture([manifold.covariance]).sample(0).shape == (0, 12)
+    assert CertifiedEmpiricalDenoiser(rows, manifold).denoise(none, 1.0, 1.0).shape == (0, 12)
+    with pytest.raises(InputError, match=r"floating-point type, they are torch.int64"):
+        manifold.denoise(torch.full((1, 12), 3), 1.0, 1.0)

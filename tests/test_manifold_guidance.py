@@ -188,3 +188,18 @@ def test_wrong_use_is_said(guidance):
         to_grey(SHAPE, torch.ones(2))
     with pytest.raises(ShapeError, match=r"a matrix \(m, d\)"):
         Measurement.from_matrix(torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_states_lose_only_their_own_rounding(guidance, dtype):
+    """Rounding before the difference of two scores, which nearly agree at much noise, would leave little of it."""
+    x_t = (10 * torch.randn(8, 6, generator=torch.Generator().manual_seed(0))).to(dtype)
+    exact = guidance.gradient(1, x_t.double(), 1.0, 10.0)
+    found = guidance.gradient(1, x_t, 1.0, 10.0)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+    guided = guidance.guided(guidance.classes, 1, 3.0)
+    shift = guided.denoise(x_t.double(), 1.0, 10.0)
+    torch.testing.assert_close(
+        guided.denoise(x_t, 1.0, 10.0).double(), shift, rtol=4 * torch.finfo(dtype).eps, atol=1e-3
+    )

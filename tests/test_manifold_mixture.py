@@ -270,3 +270,16 @@ def test_wrong_use_is_said():
     lonely = torch.cat([torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), torch.full((1, 2), 1e4)])
     with pytest.raises(NotFittedError, match="is left with 1 rows"):
         fit_mixture(lonely, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("n", "d"), [(100, 400), (60, 60)])
+def test_fewer_rows_than_directions_are_fitted_at_the_default_rank(n, d):
+    """The rows span all that varies, nothing is left over, and the limit is a share of the largest eigenvalue."""
+    rows = torch.cat([torch.randn(n // 2, d), torch.randn(n // 2, d) + 5])
+    fit = fit_mixture(rows, 2)
+    largest = float(GaussianManifold.fit(rows, rank=2).eigvals[0])
+    for one in fit.mixture.components:
+        assert float(one.eigvals.min()) >= 0.99e-6 * largest
+    assert bool(fit.mixture.log_prob(rows).isfinite().all())
+    x_t = rows + torch.randn_like(rows)
+    assert float((fit.mixture.denoise(x_t, 1.0, 1.0) - rows).square().mean()) < float((x_t - rows).square().mean())

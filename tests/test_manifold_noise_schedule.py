@@ -143,6 +143,47 @@ def test_predicted_target_and_network_input_are_the_schedulers_own(name, options
     torch.testing.assert_close(schedule.x0_hat(output, state, t), expected, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+@pytest.mark.parametrize(
+    "name",
+    ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"],
+)
+def test_samplers_that_evaluate_between_their_sigmas_show_the_network_what_we_say(name, pair):
+    """Two steps of the sampler; at each evaluation `scale_model_input` says which level it believes to be at."""
+    scheduler, (_, output) = made(name, SD), pair
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    state = torch.ones(1, 2, 3, 3)
+    for t in scheduler.timesteps[:4]:
+        shown = scheduler.scale_model_input(state, t)
+        torch.testing.assert_close(schedule.network_input(state, t), shown, rtol=1e-4, atol=1e-6)
+        state = scheduler.step(output, t, state).prev_sample
+
+
+def test_cosine_timesteps_are_read_as_the_scheduler_writes_them():
+    scheduler = diffusers.CosineDPMSolverMultistepScheduler()
+    scheduler.set_timesteps(9)
+    sigmas = torch.tensor([0.01, 0.3, 1.0, 5.0, 100.0], dtype=torch.float64)
+    schedule = NoiseSchedule.from_scheduler(diffusers.CosineDPMSolverMultistepScheduler())
+    timesteps = scheduler.precondition_noise(sigmas)
+    torch.testing.assert_close(schedule.sigma(timesteps), sigmas, rtol=1e-6, atol=0)
+    torch.testing.assert_close(schedule.at_snr(sigmas**-2), timesteps, rtol=1e-6, atol=0)
+    state, output = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
+    wanted = scheduler.precondition_outputs(state, output, 0.3)
+    torch.testing.assert_close(schedule.x0_hat(output, state, timesteps[1]), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_a_stand_in_for_pure_noise_is_read_as_pure_noise(name):
+    """With diffusers' own linear betas the 2^-24 it puts last lies above the value before."""
+    scheduler = getattr(diffusers, name)(**ZERO_SNR)
+    assert scheduler.alphas_cumprod[-1] > scheduler.alphas_cumprod[-2]
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    t = torch.arange(999)
+    alpha, _ = levels_at_snr(schedule.log_snr(t), "vp")
+    torch.testing.assert_close(alpha, scheduler.alphas_cumprod[:-1].double().sqrt(), rtol=2e-7, atol=1e-9)
+    assert float(schedule.log_snr(999)) == -float("inf")
+
+
 def test_unipc_converts_alike(pair):
     for options in (SD, {**SD, "prediction_type": "v_prediction"}):
         scheduler = made("UniPCMultistepScheduler", options)
@@ -215,6 +256,10 @@ def test_wrong_use_is_said():
     schedule = NoiseSchedule.from_scheduler(diffusers.DDPMScheduler())
     with pytest.raises(InputError, match="between 0 and 999, it is 1000"):
         schedule.levels(1000)
+    with pytest.raises(InputError, match="coordinates must be one of vp, ve, flow, it is 'VP'"):
+        schedule.convert(torch.zeros(1, 2), 5, "VP")
+    with pytest.raises(InputError, match="runs from data to noise"):
+        NoiseSchedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
     with pytest.raises(InputError, match="between 0 and 1000, it is 1001"):
         NoiseSchedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler()).levels(1001)
     with pytest.raises(InputError, match="log SNR must lie between"):

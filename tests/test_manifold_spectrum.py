@@ -11,10 +11,12 @@ from manifold.covariance import CovarianceModel, FullCovariance, LowRankCovarian
 from manifold.cross_spectrum import CrossSpectrum
 from manifold.diagnostics import diagnose, verdict
 from manifold.errors import InputError, ShapeError
+from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments
 from manifold.power import channel_variance, frequency_power, radial_power
 from manifold.reproducibility import convergence, split_half, subspace_overlap
 from manifold.rows import ArrayRows, RowSubset
+from manifold.selection import fit_auto
 from manifold.spectrum import (
     SHARES,
     components_for,
@@ -271,3 +273,12 @@ def test_the_line_of_a_power_law_is_the_law_itself():
     ranks, heights = power_law_line(eigvals, law)
     assert ranks == (10, 120)
     np.testing.assert_allclose(heights, [float(eigvals[9]), float(eigvals[119])], rtol=1e-10)
+
+
+def test_rows_that_are_all_equal_have_no_spectrum():
+    rows = torch.ones(40, 12)
+    with pytest.raises(InputError, match="are all equal"):
+        diagnose(GaussianManifold.fit(rows).covariance, 40)
+    for shape in (None, (3, 2, 2)):
+        with pytest.raises(InputError, match="all rows are equal"):
+            fit_auto(ArrayRows(rows), shape)
