@@ -70,3 +70,11 @@ def main() -> None:
         sentence = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
+    except PermissionError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(
+            f"error: no permission to read {error.filename or 'a file'}; ask for it, or copy the folder",
+            file=sys.stderr,
+        )
+        sys.exit(1)

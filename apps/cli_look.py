@@ -55,7 +55,7 @@ def verify(workspace: WorkspaceArgument, as_json: JsonOption = False) -> None:
         out.print(f"whole: {len(found.checked):,} files read, nothing wrong")
     else:
         for problem in found.problems:
-            out.print(problem)
+            out.print(problem, soft_wrap=True)
     if not found.whole:
         raise typer.Exit(1)
 

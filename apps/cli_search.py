@@ -117,8 +117,8 @@ def search(
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name, justify in (("rank", "right"), ("row", "right"), (answer.score_name, "right"), ("image", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("caption or label", justify="left")
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("caption or label", justify="left", overflow="fold")
     for rank, found in enumerate(answer.rows, 1):
         about = found["caption"] or ("" if found["label"] is None else str(found["label"]))
         score = f"{found[answer.score_name]:.4g}"
@@ -154,21 +154,23 @@ def duplicates(
     """
     from index.duplicates import find_duplicates
 
-    from .console import long_work, out
+    from .console import err, long_work, out
     from .duplicates import duplicates_summary, duplicates_table, save_duplicates, save_duplicates_sheet, to_dict
 
     with long_work() as progress:
         found = find_duplicates(workspace, threshold=threshold, progress=progress)
     if parquet is not None:
         save_duplicates(found, parquet)
-    if sheet is not None:
-        save_duplicates_sheet(found, workspace, sheet, encoder=encoder)
     if as_json:
         print(json.dumps(to_dict(found), indent=2))
-        return
-    if found.groups:
-        out.print(duplicates_table(found))
-    out.print(duplicates_summary(found))
+    else:
+        if found.groups:
+            out.print(duplicates_table(found))
+        out.print(duplicates_summary(found))
+    if sheet is not None and found.groups:
+        save_duplicates_sheet(found, workspace, sheet, encoder=encoder)
+    elif sheet is not None:
+        err.print(f"no group to draw, so {sheet} was not written", soft_wrap=True)
 
 
 def serve(

@@ -59,6 +59,10 @@ def fit(
 
     from .console import long_work, out
 
+    if drift is not None:
+        from .drift import require_comparable
+
+        require_comparable(workspace, drift)
     with long_work() as progress:
         fitted = fit_workspace(
             workspace,
@@ -83,7 +87,7 @@ def fit(
             sentence = draw_diagnostics(workspace, plots, progress=progress)
     out.print(sentence)
     if plots is not None:
-        out.print(f"drew spectrum, reproducible directions, power and convergence into {plots}")
+        out.print(f"drew what the verdict rests on into {plots}", soft_wrap=True)
     if drift is not None:
         from .drift import compare_workspaces, drift_table
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["err", "long_work", "out", "show_warnings"]
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+"""Names of files come as they are: brackets and colons in them mean nothing."""
 
 _UNITS = {
     "encode": "images",

@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
+from index.card import INDEX_SCHEMA, read_card
 from index.statistics import UNLABELLED, class_means_path, class_moments_path, load_manifold
 from index.workspace import Workspace
 from manifold.class_means import ClassMeans
 from manifold.diagnostics import diagnose
-from manifold.files import read_json
 from manifold.spectrum import SHARES
 
 __all__ = ["describe_workspace", "description_table", "recall_text"]
@@ -31,7 +31,9 @@ def describe_workspace(workspace: str | Path) -> dict[str, Any]:
         "complete": manifest.complete,
         "rows": manifest.count,
         "rejects": manifest.rejects,
-        "inputs": recipe.inputs,
+        "inputs": recipe.inputs + sum(addition.inputs for addition in manifest.additions),
+        "additions": [addition.source for addition in manifest.additions],
+        "removed": manifest.removed,
         "shards": len(manifest.shards),
         "latents_bytes": 2 * manifest.count * recipe.encoder.d,
         "encoder": recipe.encoder.to_dict(),
@@ -40,7 +42,7 @@ def describe_workspace(workspace: str | Path) -> dict[str, Any]:
         "command": manifest.command,
         "spectrum": None,
         "classes": None,
-        "index": read_json(opened.index_card_path) if opened.index_card_path.is_file() else None,
+        "index": read_card(opened) if opened.index_card_path.is_file() else None,
     }
     if opened.stats_path.is_file():
         fitted = load_manifold(opened)
@@ -83,9 +85,12 @@ def description_table(described: dict[str, Any]) -> Table:
     shape = " x ".join(str(side) for side in encoder["latent_shape"])
     state = "" if described["complete"] else "  (incomplete: run the encode command again to continue)"
     size = f", {encoder['image_size']} px, {described['crop']}" if encoder["image_size"] else ""
-    table.add_row("collection", f"{described['collection']}, {described['inputs']:,} inputs")
+    collections = ", ".join(dict.fromkeys([described["collection"], *described["additions"]]))
+    table.add_row("collection", f"{collections}, {described['inputs']:,} inputs")
     table.add_row("latents", f"{described['rows']:,} rows, {described['latents_bytes'] / 2**20:,.1f} MiB{state}")
     table.add_row("rejects", f"{described['rejects']:,}")
+    if described["removed"]:
+        table.add_row("removed", f"{described['removed']:,}")
     table.add_row("encoder", f"{encoder['id']} ({encoder['kind']}, {encoder['mode']}, {encoder['dtype']}{size})")
     table.add_row("latent shape", f"{shape}, d = {described['d']:,}")
     spectrum = described["spectrum"]
@@ -113,6 +118,8 @@ def description_table(described: dict[str, Any]) -> Table:
     index = described["index"]
     if index is None:
         table.add_row("index", "not built yet: manifold index")
+    elif index["schema"] != INDEX_SCHEMA:
+        table.add_row("index", "of another version: build it again with manifold index")
     else:
         kept = f"{index['k']} coordinates with {index['variance_kept']:.1%} of the variance"
         table.add_row("index", f"{index['kind']}, {kept}, {index['index_bytes'] / 2**20:,.1f} MiB")

@@ -23,9 +23,14 @@ from .plots import plot_spectrum
 
 __all__ = ["draw_diagnostics"]
 
+_FEWEST_TO_CONVERGE = 64
+"""Of which a sixteenth still has a spectrum."""
+
 
 def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Progress = silent) -> str:
     """Write spectrum.png, reproducible.png, power.png, convergence.png and diagnostics.json into a folder.
+
+    Convergence is left out with fewer than 64 latents.
 
     Arguments
         workspace: its folder, fitted.
@@ -35,7 +40,7 @@ def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Pro
     Returns: the verdict, as `judge_workspace` gives it.
 
     Raises: NotFittedError if the workspace is not fitted; InputError for a stationary model, which has no directions to
-        compare, and with fewer than 64 latents; StorageError.
+        compare; StorageError.
 
     Cost: four passes over the latents and seven eigendecompositions up to d = 4,096; above, up to seventy passes.
     """
@@ -46,12 +51,11 @@ def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Pro
         raise InputError(
             "these plots are of a spectrum with directions, and this model is stationary; fit another --model"
         )
-    if count < 64:
-        raise InputError(f"convergence needs at least 64 latents, there are {count}; encode more images")
+    converging = count >= _FEWEST_TO_CONVERGE
     passes = passes_over(fitted.d)
-    rows = WatchedRows(opened.latents, passes + max(2, 5 * passes // 2), progress)
+    rows = WatchedRows(opened.latents, passes + (max(2, 5 * passes // 2) if converging else 0), progress)
     split = split_half(rows)
-    points = convergence(rows, shape=fitted.shape)
+    points = convergence(rows, shape=fitted.shape) if converging else ()
     rows.finish()
     found = diagnose(fitted.covariance, count, shape=fitted.shape, split=split)
     name = opened.manifest.recipe.source
@@ -59,7 +63,8 @@ def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Pro
     plot_reproducible(split, folder / "reproducible.png", name)
     if found.channel_variance is not None and found.radial_power is not None:
         plot_power(found.channel_variance.numpy(), found.radial_power, folder / "power.png", name)
-    plot_convergence(points, folder / "convergence.png", name)
+    if points:
+        plot_convergence(points, folder / "convergence.png", name)
     numbers = {"fit": _plain(asdict(found)), "convergence": [_plain(asdict(point)) for point in points]}
     write_json(folder / "diagnostics.json", numbers)
     return verdict(found)

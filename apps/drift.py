@@ -9,8 +9,21 @@ from rich.table import Table
 from index.statistics import load_manifold
 from index.workspace import Workspace
 from manifold.drift import Drift, drift
+from manifold.errors import MismatchError
 
-__all__ = ["compare_workspaces", "drift_table"]
+__all__ = ["compare_workspaces", "drift_table", "require_comparable"]
+
+
+def require_comparable(workspace: str | Path, other: str | Path) -> None:
+    """Say before the work, not after it, that there is nothing to compare with.
+
+    Raises: InputError; NotFittedError; MismatchError; FormatError.
+    """
+    if Path(workspace).resolve() == Path(other).resolve():
+        return
+    d, other_d = Workspace.open(workspace).latents.d, load_manifold(Workspace.open(other)).d
+    if d != other_d:
+        raise MismatchError(f"{workspace} has latents of {d} values, {other} of {other_d}; compare one kind of latent")
 
 
 def compare_workspaces(workspace: str | Path, other: str | Path) -> Drift:

@@ -50,7 +50,7 @@ def duplicates_table(found: Duplicates, most: int = 20) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("group", "images", "furthest"):
         table.add_column(name, justify="right")
-    table.add_column("keys", justify="left")
+    table.add_column("keys", justify="left", overflow="fold")
     for number, (group, distances) in enumerate(zip(found.groups[:most], found.distances, strict=False)):
         shown = [record["key"] for record in found.store.rows(group[:5])]
         more = f" and {len(group) - 5:,} more" if len(group) > 5 else ""

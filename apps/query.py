@@ -97,6 +97,8 @@ def search_workspace(
     """
     if (query is None) == (row is None):
         raise InputError("name an image to search with, or a row of the collection with --row, one of the two")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"the seed must lie between 0 and 2^63 - 1, it is {seed}")
     alpha, level = noise_level(sigma, timestep, scheduler)
     searcher = Searcher.open(workspace)
     store = searcher.workspace.latents

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import ValidationError
@@ -64,7 +64,13 @@ def create_app(
     service = SearchService.open(
         workspace, limits=limits, images=images, encoder=encoder, thumbnail_px=thumbnail_px
     )  # fmt: skip
+
+    def up_to_date() -> None:
+        if service.outdated:
+            raise HTTPException(503, "the workspace has changed since the server opened it; start the server again")
+
     app = FastAPI(
+        dependencies=[Depends(up_to_date)],
         title=f"manifold serve: {service.info['name']}",
         description=f"{service.rows:,} rows of {service.info['collection']}. An error is a status of 400 or more and "
         '`{"error": "one sentence"}`.',

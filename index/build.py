@@ -19,6 +19,7 @@ from manifold.errors import InputError, ManifoldWarning
 from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
 
+from .card import INDEX_SCHEMA
 from .costs import INVERTED
 from .inverted_file import write_inverted_file
 from .plan import DEFAULT_MEMORY_BYTES, DEFAULT_RECALL, Plan, plan_index
@@ -30,9 +31,7 @@ from .workspace import Workspace, writing
 if TYPE_CHECKING:
     from .search import Searcher
 
-__all__ = ["INDEX_SCHEMA", "build_index", "latents_checksum", "measure_index", "plan_workspace"]
-
-INDEX_SCHEMA = 2
+__all__ = ["build_index", "latents_checksum", "measure_index", "plan_workspace"]
 
 
 def plan_workspace(

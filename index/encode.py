@@ -33,6 +33,8 @@ __all__ = ["begin_workspace", "encode_images", "encode_into", "import_into", "po
 SHARD_BYTES, SHARD_ROWS = 64 * 2**20, 2048
 """Size of a shard unless `shard_rows` says otherwise: what a killed run may have to encode again, and how much metadata
 waits in memory."""
+_LARGEST_SIZE = 8192
+"""Pixels: an image of this side takes 200 MB decoded, and several are at a time."""
 
 
 def encode_images(
@@ -89,6 +91,8 @@ def encode_images(
     for name, value in (("size", size), ("batch_size", batch_size), ("shard_rows", shard_rows), ("tile", tile)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
+    if size is not None and size > _LARGEST_SIZE:
+        raise InputError(f"size must be at most {_LARGEST_SIZE:,} pixels, got {size:,}")
     collection = open_collection(images, image_column=image_column)
     opened: Encoder | None = None
     if isinstance(collection, EmbeddingSource):

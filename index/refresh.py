@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from manifold.errors import ManifoldWarning
-from manifold.files import TEMPORARY_PREFIX, atomic_path, load_tensors, read_json, sha256_file, write_json
+from manifold.files import TEMPORARY_PREFIX, atomic_path, load_tensors, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
 
-from .build import INDEX_SCHEMA, build_index, latents_checksum, measure_index, plan_workspace
+from .build import build_index, latents_checksum, measure_index, plan_workspace
+from .card import INDEX_SCHEMA, read_card
 from .costs import INVERTED
 from .fit import refit_workspace
 from .inverted_file import InvertedLists, write_inverted_file
@@ -87,7 +88,7 @@ def is_behind(workspace: Workspace) -> bool:
         workspace, GaussianManifold.load(workspace.stats_path).metadata
     ):
         return True
-    return workspace.index_card_path.is_file() and not _is_current(workspace, read_json(workspace.index_card_path))
+    return workspace.index_card_path.is_file() and not _is_current(workspace, read_card(workspace))
 
 
 def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
     root = Path(workspace)
     with writing(root):
         opened = Workspace.open(root)
-        card = read_json(opened.index_card_path)
+        card = read_card(opened)
         if _is_current(opened, card):
             return card
         manifold = load_manifold(opened)
@@ -155,6 +156,7 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
 def _is_current(workspace: Workspace, card: dict[str, Any]) -> bool:
     return (
         workspace.index_path.is_file()
+        and workspace.stats_path.is_file()
         and card["schema"] == INDEX_SCHEMA
         and card["latents_sha256"] == latents_checksum(workspace)
         and card["stats_sha256"] == sha256_file(workspace.stats_path)

@@ -9,6 +9,7 @@ files but for sums over many: an index keeps its basis and its quantiser's range
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
@@ -21,6 +22,8 @@ import numpy as np
 
 from manifold.errors import InputError, ManifoldWarning
 from manifold.files import atomic_path, sha256_file
+from manifold.gaussian import GaussianManifold
+from manifold.selection import FEWEST_ROWS
 
 from .latents import Shard, latents_file, metadata_file
 from .progress import Progress, silent
@@ -56,8 +59,8 @@ def remove_images(workspace: str | Path, keys: Sequence[str] = (), *, progress: 
 
     Returns: the workspace, opened again, and what was done. Rows are numbered anew without gaps.
 
-    Raises: InputError if a key is not there (then nothing is removed), if no image would be left, or if there is nothing to
-        finish; StorageError; FormatError.
+    Raises: InputError if a key is not there, or if no image or too few for the statistics would be left (then nothing is
+        removed), or if there is nothing to finish; StorageError; FormatError.
 
     Warns: ManifoldWarning if the folder holds more that was made from the images, such as maps or CLIP embeddings.
 
@@ -78,12 +81,13 @@ def remove_images(workspace: str | Path, keys: Sequence[str] = (), *, progress: 
             )
         if not keys and not unfinished:
             raise InputError("name the keys of the images to remove, as the metadata show them")
+        _require_enough(opened, int((~gone).sum()))
         before = opened.manifest
         if len(missing) < len(set(keys)):
             shards = _rewritten(opened, gone, progress)
             rejects = before.rejects - len(left)
+            write_rejects(opened, left, shorter=True)
             opened.commit(shards=shards, rejects=len(left), removed=before.removed + int(gone.sum()) + rejects)
-            write_rejects(opened, left)
             remove_uncommitted(opened)
     refresh_workspace(root, progress=progress)
     _warn_of_derived(root)
@@ -116,6 +120,19 @@ def _selected(workspace: Workspace, keys: Sequence[str]) -> tuple[np.ndarray, li
     found = {*pc.filter(column, pa.array(gone)).to_pylist(), *(reject["key"] for reject in rejects)}
     left = [reject for reject in rejects if reject["key"] not in set(asked)]
     return gone, left, tuple(key for key in asked if key not in found)
+
+
+def _require_enough(workspace: Workspace, left: int) -> None:
+    """Refuse what would leave too few images to fit again as before; then nothing would be searched, and nothing cleared."""
+    if not workspace.stats_path.is_file():
+        return
+    asked = json.loads(GaussianManifold.load(workspace.stats_path).metadata.get("fit", "{}")).get("model")
+    needed = FEWEST_ROWS if asked == "auto" else 2
+    if left < needed:
+        raise InputError(
+            f"{left} images would be left in {workspace.root}, its statistics need {needed}; nothing was removed, delete the "
+            f"folder instead{', or fit it without --model auto first' if asked == 'auto' and left > 1 else ''}"
+        )
 
 
 def _rewritten(workspace: Workspace, gone: np.ndarray, progress: Progress) -> tuple[Shard, ...]:

@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 
 from manifold.errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError
-from manifold.files import read_json, sha256_file
+from manifold.files import sha256_file
 from manifold.gaussian import GaussianManifold, Level
 
-from .build import INDEX_SCHEMA, latents_checksum
+from .build import latents_checksum
+from .card import INDEX_SCHEMA, read_card
 from .cpu_index import CpuIndex
 from .exhaustive import nearest_rows
 from .filters import Condition, Where, parse_where, rows_where
@@ -110,7 +111,7 @@ class Searcher:
         remedy = f"run: manifold index {workspace.root}"
         if not workspace.index_card_path.is_file() or not workspace.index_path.is_file():
             raise NotFittedError(f"{workspace.root} has no index yet; {remedy}")
-        card = read_json(workspace.index_card_path)
+        card = read_card(workspace)
         if card.get("schema") != INDEX_SCHEMA:
             raise FormatError(
                 f"{workspace.index_card_path} has schema {card.get('schema')}, this version reads {INDEX_SCHEMA}; {remedy}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from manifold.errors import NonFiniteError
+from manifold.errors import FormatError, NonFiniteError
 from manifold.files import atomic_path, sha256_file, storage_errors
 
 from .latents import Shard, latents_file, metadata_file
@@ -25,7 +25,7 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ShardWriter", "read_rejects", "remove_uncommitted", "write_rejects"]
+__all__ = ["ShardWriter", "read_rejects", "remove_uncommitted", "shorter_rejects_path", "write_rejects"]
 
 
 def _metadata_schema() -> pa.Schema:
@@ -53,25 +53,44 @@ def _reject_schema() -> pa.Schema:
 
 
 def read_rejects(workspace: Workspace) -> list[dict[str, Any]]:
-    """The inputs not used so far: input number, image_path, key and reason, in input order."""
-    import pyarrow.parquet as pq
+    """The inputs not used so far: input number, image_path, key and reason, in input order.
 
-    if not workspace.rejects_path.is_file():
-        return []
-    return pq.read_table(workspace.rejects_path).to_pylist()
-
-
-def write_rejects(workspace: Workspace, rejects: Sequence[Mapping[str, Any]]) -> None:
-    """Replace the list of inputs not used."""
+    Raises: FormatError if the file is damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with atomic_path(workspace.rejects_path) as path:
+    path = workspace.rejects_path
+    if not path.is_file():
+        return []
+    try:
+        return pq.read_table(path, schema=_reject_schema()).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise FormatError(f"{path} is damaged; restore it from a backup or encode again into a new folder") from error
+
+
+def write_rejects(workspace: Workspace, rejects: Sequence[Mapping[str, Any]], *, shorter: bool = False) -> None:
+    """Write the list of inputs not used.
+
+    A shorter list is put beside the one in use: which of the two counts is for the manifest to say, and
+    `remove_uncommitted` makes it so.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic_path(shorter_rejects_path(workspace) if shorter else workspace.rejects_path) as path:
         pq.write_table(pa.Table.from_pylist(list(rejects), schema=_reject_schema()), path)
 
 
+def shorter_rejects_path(workspace: Workspace) -> Path:
+    """Where the list of rejects that a removal leaves waits for its commit."""
+    return workspace.rejects_path.with_name("rejects.shorter.parquet")
+
+
 def remove_uncommitted(workspace: Workspace) -> int:
-    """Delete files of shards that the manifest does not name, which killed runs leave; returns how many."""
+    """Delete what the manifest does not name and killed runs leave: files of shards, a list of rejects; returns how many."""
+    import pyarrow.parquet as pq
+
     root = workspace.root
     committed = {
         file(root, shard.number) for shard in workspace.manifest.shards for file in (latents_file, metadata_file)
@@ -80,7 +99,14 @@ def remove_uncommitted(workspace: Workspace) -> int:
     left = [path for folder in folders for path in folder.iterdir() if path not in committed]
     for path in left:
         path.unlink()
-    return len(left)
+    shorter = shorter_rejects_path(workspace)
+    if not shorter.is_file():
+        return len(left)
+    if pq.read_metadata(shorter).num_rows == workspace.manifest.rejects:
+        shorter.replace(workspace.rejects_path)
+    else:
+        shorter.unlink()
+    return len(left) + 1
 
 
 class _GrowingShard:

@@ -15,7 +15,7 @@ from manifold.gaussian import GaussianManifold
 
 from .latents import latents_file, metadata_file
 from .progress import Progress, silent
-from .shards import read_rejects
+from .shards import read_rejects, shorter_rejects_path
 from .statistics import class_means_path, class_moments_path, covers_other_latents
 from .workspace import Workspace
 
@@ -64,8 +64,14 @@ def verify_workspace(workspace: str | Path, *, progress: Progress = silent) -> V
         progress("verify", number + 1, len(manifest.shards))
     problems += _stray_files(opened)
     checked.append("rejects.parquet")
-    rejects = sum(reject["input"] < manifest.next_input for reject in read_rejects(opened))
-    if rejects != manifest.rejects:
+    try:
+        rejects = sum(reject["input"] < manifest.next_input for reject in read_rejects(opened))
+    except FormatError as error:
+        rejects = manifest.rejects
+        problems.append(str(error))
+    if shorter_rejects_path(opened).is_file():
+        problems.append(f"a removal was stopped; finish it with: manifold remove {opened.root}")
+    elif rejects != manifest.rejects:
         problems.append(f"rejects.parquet has {rejects:,} rows, the manifest counts {manifest.rejects:,}")
     inputs = manifest.recipe.inputs + sum(addition.inputs for addition in manifest.additions)
     if manifest.complete and manifest.count + manifest.rejects + manifest.removed != inputs:

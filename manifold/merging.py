@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .errors import InputError, MismatchError
@@ -18,9 +19,10 @@ def merge_moments(paths: Sequence[str | Path], *, same: Sequence[str] = ("encode
         paths: two or more files that `Moments.save` wrote.
         same: metadata that must be equal in all files that have it, such as the encoder.
 
-    Returns: the merged moments, of the coarsest precision among them, and the metadata that all files share.
+    Returns: the merged moments, of the coarsest precision among them, and the metadata that all files share, with the
+        checksums of all shards that went in.
 
-    Raises: InputError if fewer than two files or the same file twice are given; FileNotFoundError; FormatError;
+    Raises: InputError if fewer than two files are given, or files with rows in common; FileNotFoundError; FormatError;
         MismatchError if the rows differ in length or the files disagree on what must be the same.
 
     Cost: O(d^2) a file; two matrices in memory.
@@ -31,8 +33,16 @@ def merge_moments(paths: Sequence[str | Path], *, same: Sequence[str] = ("encode
     if len({file.resolve() for file in files}) < len(files):
         raise InputError("a collection must not be merged with itself, its rows would count twice; name each file once")
     merged, shared = Moments.load(files[0])
+    taken_in = _collections(shared)
     for file in files[1:]:
         other, metadata = Moments.load(file)
+        again = taken_in & _collections(metadata)
+        if again:
+            raise InputError(
+                f"{len(again)} of the shards that {file} is of are in the files before it, their rows would count twice; "
+                "merge only collections that have none in common"
+            )
+        taken_in |= _collections(metadata)
         for key in same:
             if key in shared and key in metadata and shared[key] != metadata[key]:
                 raise MismatchError(
@@ -47,4 +57,11 @@ def merge_moments(paths: Sequence[str | Path], *, same: Sequence[str] = ("encode
         if other.precision == "fast":
             merged.precision = "fast"
         shared = {key: value for key, value in shared.items() if metadata.get(key) == value}
+    if taken_in:
+        shared["shards"] = json.dumps(sorted(taken_in))
     return merged, shared
+
+
+def _collections(metadata: Mapping[str, str]) -> set[str]:
+    """Checksums of the shards that moments are of, where they say so."""
+    return set(json.loads(metadata.get("shards", "[]")))

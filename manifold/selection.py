@@ -30,7 +30,10 @@ from .likelihood import EigenScore, mean_log_likelihood
 from .moments import Moments
 from .rows import RowStore, RowSubset
 
-__all__ = ["Candidate", "Selection", "fit_auto"]
+__all__ = ["FEWEST_ROWS", "Candidate", "Selection", "fit_auto"]
+
+FEWEST_ROWS = 20
+"""Fewer say nothing of a model that others were left out for."""
 
 _EVERY = 5
 _DENSE_LIMIT = 4096
@@ -93,8 +96,10 @@ def fit_auto(
     Cost: up to d = 4096 three eigendecompositions and about eight passes over the rows; above, only products of the
     rows with blocks of at most 1024 columns.
     """
-    if len(store) < 20:
-        raise InputError(f"choosing a model by held-out likelihood needs at least 20 rows, {len(store)} came")
+    if len(store) < FEWEST_ROWS:
+        raise InputError(
+            f"choosing a model by held-out likelihood needs at least {FEWEST_ROWS} rows, {len(store)} came"
+        )
     train = RowSubset(store, _EVERY, range(_EVERY - 1))
     held_out = RowSubset(store, _EVERY, [_EVERY - 1])
     candidates, base = _eigen_candidates(train, held_out, device)

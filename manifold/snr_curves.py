@@ -124,4 +124,5 @@ class TanCurve:
 
 def _require_within(value: Tensor, low: float, high: float, what: str) -> None:
     if not bool(((value >= low) & (value <= high)).all()):
-        raise InputError(f"{what} must lie between {low:g} and {high:g}, it is {value.tolist()}")
+        outside = value[~((value >= low) & (value <= high))]
+        raise InputError(f"{what} must lie between {low:g} and {high:g}, it is {float(outside.flatten()[0]):g}")

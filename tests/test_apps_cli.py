@@ -48,8 +48,8 @@ def manifold(*arguments: object, cwd: Path | None = None) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
 
 
-def write_photos(folder: Path, count: int = 30) -> Path:
-    rng = np.random.default_rng(0)
+def write_photos(folder: Path, count: int = 30, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
     folder.mkdir()
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
@@ -268,23 +268,75 @@ def test_a_stationary_fit_is_described_and_not_indexed(workspace, tmp_path):
 
 
 def test_merged_statistics_are_those_of_one_collection(workspace, tmp_path):
-    import shutil
-
-    import torch
-
+    from index.workspace import Workspace
     from manifold.moments import Moments
 
     other = tmp_path / "other"
-    shutil.copytree(workspace, other)
+    done = manifold("run", write_photos(tmp_path / "photos", 25, seed=1), "-w", other, "--size", 16)
+    assert done.returncode == 0, done.stderr
     done = manifold("merge-stats", workspace, other, "-o", tmp_path / "all.safetensors")
     assert done.returncode == 0, done.stderr
     merged, _ = Moments.load(tmp_path / "all.safetensors")
-    single, _ = Moments.load(workspace / "stats" / "moments.safetensors")
-    assert merged.count == 2 * single.count
-    torch.testing.assert_close(merged.mean, single.mean)
-    torch.testing.assert_close(merged.covariance(0), single.covariance(0), rtol=1e-9, atol=1e-12)
+    rows = np.concatenate(
+        [Workspace.open(root).latents.read(range(count)) for root, count in ((workspace, 30), (other, 25))]
+    ).astype(np.float64)
+    assert merged.count == 55
+    np.testing.assert_allclose(merged.mean, rows.mean(0), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(merged.covariance(), np.cov(rows.T), rtol=1e-5, atol=1e-7)
     fails(manifold("merge-stats", workspace, workspace, "-o", tmp_path / "b"), "must not be merged with itself")
+    fails(manifold("merge-stats", tmp_path / "all.safetensors", other, "-o", tmp_path / "b"), "would count twice")
 
 
 def test_search_says_nothing_on_standard_error(workspace):
     assert manifold("search", workspace, workspace.parent / "photos" / "07.png").stderr == ""
+
+
+def test_names_with_brackets_and_colons_come_as_they_are(tmp_path):
+    folder = write_photos(tmp_path / "[bold]photos")
+    odd = folder / "set[1]"
+    odd.mkdir()
+    for number, name in enumerate(("x[red].png", "y:smile:.png", "deep" * 30 + ".png")):
+        (folder / f"{number:02d}.png").rename(odd / name)
+    (odd / "twin[").with_suffix(".png").write_bytes((odd / "x[red].png").read_bytes())
+    root = tmp_path / "w[bold]s"
+    made = manifold("run", folder, "-w", root, "--size", 16)
+    assert made.returncode == 0, made.stderr
+    assert "[bold]photos" in made.stdout
+    found = json.loads(manifold("search", root, "--row", 0, "-k", 40, "--json").stdout)
+    paths = [one["image_path"] for one in found["neighbours"]]
+    assert "set[1]/x[red].png" in paths
+    printed = "".join(manifold("search", root, "--row", 0, "-k", 40).stdout.split())
+    for path in paths:
+        assert path in printed or len(path) > 60  # those are folded
+    assert "set[1]/x[red]" in manifold("duplicates", root).stdout
+
+
+def test_options_out_of_range_get_a_sentence(workspace, tmp_path):
+    photos = write_photos(tmp_path / "photos", 5)
+    fails(manifold("search", workspace, "--row", 1, "--sigma", 1, "--seed", 2**70), "the seed must lie between")
+    fails(manifold("encode", photos, "-w", tmp_path / "ws", "--size", 100_000), "at most 8,192 pixels, got 100,000")
+    assert not (tmp_path / "ws").exists()
+    fails(
+        manifold("encode", photos, "-w", tmp_path / "ws", "--encoder", "demo-vae", "--device", "nope"), "is no device"
+    )
+    fails(manifold("fit", workspace, "--drift", tmp_path / "nowhere"), "make a workspace with: manifold encode")
+
+
+def test_no_duplicates_is_a_result_and_not_an_error(workspace, tmp_path):
+    done = manifold("duplicates", workspace, "--threshold", 0, "--json", "--sheet", tmp_path / "sheet.png")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["groups"] == []
+    assert "no group to draw" in done.stderr
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_info_counts_what_was_added_and_removed(tmp_path):
+    root = tmp_path / "ws"
+    manifold("run", write_photos(tmp_path / "photos", 12), "-w", root, "--size", 16)
+    manifold("add", root, write_photos(tmp_path / "more", 5), "--prefix", "more/")
+    manifold("remove", root, "03")
+    described = json.loads(manifold("info", root, "--json").stdout)
+    assert (described["inputs"], described["rows"], described["removed"]) == (17, 16, 1)
+    printed = manifold("info", root).stdout
+    assert "photos, more, 17 inputs" in printed
+    assert "removed" in printed

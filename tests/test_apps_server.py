@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -36,6 +37,7 @@ from manifold_apps.thumbnails import Thumbnails, find_collection
 from index.build import build_index
 from index.encode import encode_images
 from index.fit import fit_workspace
+from index.remove import remove_images
 from index.search import Searcher
 from index.workspace import Workspace
 from manifold.errors import InputError, ManifoldWarning, MismatchError, MissingExtraError
@@ -922,3 +924,15 @@ def test_with_an_autoencoder_images_are_encoded_and_latents_decoded_by_it(root, 
     with Image.open(io.BytesIO(response.content)) as shown:
         assert shown.size == (16, 16)
         assert np.abs(np.asarray(shown, dtype=float) - decoded).mean() < 12
+
+
+def test_a_workspace_that_changes_while_it_is_served_is_not_answered_from(root, tmp_path):
+    """Rows are numbered anew by a removal: an answer from what is open would name other images."""
+    shutil.copytree(root, tmp_path / "ws")
+    client = TestClient(create_app(tmp_path / "ws"))
+    assert client.get("/images/0").status_code == 200
+    key = client.get("/images/0").json()["key"]
+    remove_images(tmp_path / "ws", [key])
+    for response in (client.get("/images/0"), client.get("/health"), search_with(client, photo(root, 5))):
+        refused(response, 503, "the workspace has changed", "start the server again")
+    assert TestClient(create_app(tmp_path / "ws")).get("/images/0").json()["key"] != key

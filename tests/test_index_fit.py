@@ -37,6 +37,14 @@ def test_equals_numpy(root, latents):
     assert fitted.count == 300
 
 
+@pytest.mark.parametrize("model", [None, "lowrank", "stationary", "auto"])
+def test_latents_that_are_all_equal_are_refused_and_nothing_is_written(tmp_path, model):
+    root = make_workspace(tmp_path / "ws", np.full((40, 12), 0.3, dtype=np.float16), shape=(3, 2, 2)).root
+    with pytest.raises(InputError, match="are equal"):
+        fit_workspace(root, model=model)
+    assert not Workspace.open(root).stats_path.exists()
+
+
 def test_saved_equals_returned(root):
     fitted = fit_workspace(root, rank=5)
     loaded = GaussianManifold.load(Workspace.open(root).stats_path)

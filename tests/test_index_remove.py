@@ -179,7 +179,7 @@ def test_a_killed_removal_leaves_all_or_nothing_and_is_finished_by_the_same_comm
         with pytest.raises(Killed):
             remove_images(root, keys(GONE), progress=stop)
     opened = Workspace.open(root)
-    changed = step not in ("sha256_file", "_linked")
+    changed = step not in ("sha256_file", "_linked", "write_rejects")
     assert opened.manifest.count == (200 - len(GONE) if changed else 200)
     present = set(opened.latents.metadata(["key"]).column("key").to_pylist())
     assert len(present & set(keys(GONE))) == (0 if changed else len(GONE))
@@ -195,22 +195,53 @@ def test_a_killed_removal_leaves_all_or_nothing_and_is_finished_by_the_same_comm
         remove_images(root, keys(GONE))
 
 
-def test_removed_rejects_survive_a_kill_before_their_list_is_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("after", ["the list", "the manifest"])
+@pytest.mark.parametrize("then", ["remove", "add", "nothing"])
+def test_removed_rejects_survive_a_kill_on_either_side_of_the_manifest(tmp_path, monkeypatch, after, then):
     folder = photos(tmp_path / "photos", range(40))
-    (folder / "00010.png").write_bytes(b"broken")
+    for name in ("00010.png", "00020.png"):
+        (folder / name).write_bytes(b"broken")
     root = encode_images(folder, tmp_path / "ws", **OPTIONS).root
+    calls = []
 
-    def kill(*arguments):
-        raise Killed
+    def kill(*arguments, **options):
+        calls.append(arguments)
+        if after == "the list" or len(calls) == 2:  # the first call clears up before the removal
+            raise Killed
+        return 0
 
     with monkeypatch.context() as patched:
-        patched.setattr(index.remove, "write_rejects", kill)
+        if after == "the list":
+            patched.setattr(Workspace, "commit", kill)
+        else:
+            patched.setattr(index.remove, "remove_uncommitted", kill)
         with pytest.raises(Killed):
             remove_images(root, ["00010"])
-    assert not verify_workspace(root).whole
-    remove_images(root, ["00010"])
+    assert "finish it with: manifold remove" in verify_workspace(root).problems[0]
+    if then == "remove":
+        remove_images(root, ["00010"])
+    elif then == "add":
+        add_images(photos(tmp_path / "more", range(50, 53)), root)
+    else:
+        remove_images(root)
     assert verify_workspace(root).problems == ()
-    assert Workspace.open(root).manifest.removed == 1
+    removed = then == "remove" or after == "the manifest"
+    assert Workspace.open(root).manifest.removed == removed
+    assert [one["key"] for one in read_rejects(Workspace.open(root))] == ["00010", "00020"][removed:]
+
+
+@pytest.mark.parametrize(("model", "left"), [("auto", 19), (None, 1)])
+def test_a_removal_that_leaves_too_few_for_the_statistics_is_refused_before_it_begins(tmp_path, rng, model, left):
+    root = make_workspace(tmp_path / "ws", rng.standard_normal((40, 12)).astype(np.float16), shape=(3, 2, 2)).root
+    fit_workspace(root, model=model)
+    stored = Workspace.open(root).latents.metadata(["key"]).column("key").to_pylist()
+    before = (root / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match=f"^{left} images would be left in .*; nothing was removed"):
+        remove_images(root, stored[left:])
+    assert (root / "manifest.json").read_bytes() == before
+    assert verify_workspace(root).problems == ()
+    remove_images(root, stored[left + 1 :])
+    assert verify_workspace(root).problems == ()
 
 
 def test_an_index_of_another_basis_can_be_built_again(root):

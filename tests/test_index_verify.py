@@ -6,8 +6,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers import make_workspace
+from manifold_apps.describe import describe_workspace
 
+from index.build import build_index
 from index.fit import fit_workspace
+from index.search import Searcher
 from index.statistics import load_manifold
 from index.verify import verify_workspace
 from index.workspace import Workspace
@@ -119,3 +122,23 @@ def test_statistics_of_as_many_other_latents(root, tmp_path, rng):
     )
     with pytest.raises(MismatchError, match="was fitted to other latents than the workspace has; run: manifold fit"):
         load_manifold(Workspace.open(root))
+
+
+def test_damaged_rejects_and_card_are_told_and_stop_nothing(root):
+    fit_workspace(root)
+    build_index(root, measure=False)
+    (root / "rejects.parquet").write_text("x")
+    (root / "index" / "image.json").write_text('{"schema": 2}')
+    problems = verify_workspace(root).problems
+    assert len(problems) == 2
+    assert "rejects.parquet is damaged" in problems[0]
+    assert "image.json is damaged; build the index again with: manifold index" in problems[1]
+    with pytest.raises(FormatError, match=r"image\.json is damaged"):
+        Searcher.open(root)
+    with pytest.raises(FormatError, match=r"image\.json is damaged"):
+        describe_workspace(root)
+    build_index(root, measure=False)
+    described = describe_workspace(root)
+    (root / "index" / "image.json").write_text('{"schema": 1}')
+    assert described["index"]["schema"] == 2
+    assert describe_workspace(root)["index"] == {"schema": 1}

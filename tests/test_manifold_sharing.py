@@ -110,12 +110,15 @@ def test_models_too_large_for_the_distance_are_refused(monkeypatch):
 def test_merged_files_are_the_moments_of_the_union(rng, tmp_path):
     parts = [rng.standard_normal((n, 5)) + n for n in (30, 5000, 7)]
     for number, rows in enumerate(parts):
-        moments_of(rows).save(tmp_path / f"{number}", {"encoder": "pixels", "shards": str(number)})
+        moments_of(rows).save(tmp_path / f"{number}", {"encoder": "pixels", "shards": json.dumps([f"sum {number}"])})
     merged, metadata = merge_moments([tmp_path / f"{number}" for number in range(3)])
     union = np.concatenate(parts)
     assert merged.count == len(union)
     assert merged.precision == "exact"
-    assert metadata == {"encoder": "pixels"}
+    assert metadata == {"encoder": "pixels", "shards": '["sum 0", "sum 1", "sum 2"]'}
+    merged.save(tmp_path / "merged", metadata)
+    with pytest.raises(InputError, match=r"1 of the shards that .*/1 is of are in the files before it"):
+        merge_moments([tmp_path / "merged", tmp_path / "1"])
     assert_close(merged.covariance(), torch.from_numpy(np.cov(union.T)))
     moments_of(parts[0], "fast").save(tmp_path / "fast", {"encoder": "pixels"})
     assert merge_moments([tmp_path / "1", tmp_path / "fast"])[0].precision == "fast"

@@ -188,6 +188,10 @@ def _hash(folder: Path, config: dict[str, Any]) -> str:
 def _device(asked: str | None) -> str:
     if asked is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(asked)
+    except RuntimeError as error:
+        raise InputError(f"{asked!r} is no device; name one such as cpu, cuda or cuda:1") from error
     if asked.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {asked} was asked for, torch finds no CUDA device here; use --device cpu")
     return asked
