@@ -340,3 +340,18 @@ def test_info_counts_what_was_added_and_removed(tmp_path):
     printed = manifold("info", root).stdout
     assert "photos, more, 17 inputs" in printed
     assert "removed" in printed
+
+
+def test_a_file_that_may_not_be_read_is_named(monkeypatch, capsys):
+    """As root, which tests may run as, everything may be read; so the refusal is made."""
+    import manifold_apps.cli as cli
+
+    def refuse():
+        raise PermissionError(13, "Permission denied", "ws/manifest.json")
+
+    monkeypatch.setattr(cli, "app", refuse)
+    monkeypatch.setattr(sys, "argv", ["manifold", "info", "ws"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 1
+    assert capsys.readouterr().err == "error: no permission to read ws/manifest.json; ask for it, or copy the folder\n"
