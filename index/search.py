@@ -210,7 +210,7 @@ class Searcher:
         return self._filters[conditions]
 
     def _states(self, x_t: Tensor) -> Tensor:
-        flat = self.manifold._flat(x_t)
+        flat = self.manifold._flat(x_t.detach())
         if not len(flat):
             return flat
         values = flat.numpy()

@@ -190,6 +190,16 @@ def test_batch_size_and_threads_change_no_bit(tmp_path, rng, question):
 
 
 @pytest.mark.parametrize("question", ["source", "target", "endpoint"])
+def test_states_that_require_a_gradient_are_searched_like_others(searcher, latents, rng, question):
+    """As they come from a network asked outside torch.no_grad."""
+    _, x_t = noisy(latents, rng, 0.8, 0.6)
+    plain = searcher.search(x_t, 0.8, 0.6, question)
+    found = searcher.search(x_t.requires_grad_(), torch.tensor(0.8, requires_grad=True), 0.6, question)
+    np.testing.assert_array_equal(found.ids, plain.ids)
+    np.testing.assert_allclose(found.scores, plain.scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("question", ["source", "target", "endpoint"])
 def test_no_states_give_no_hits(searcher, question):
     assert searcher.search(torch.empty(0, 48), 1.0, 1.0, question, k=3).ids.shape == (0, 3)
 

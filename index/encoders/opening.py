@@ -60,6 +60,7 @@ def open_encoder(
         raise InputError(f"mode must be `mode` or `sample`, it is {mode!r}")
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be float32, float16 or bfloat16, it is {dtype!r}")
+    place = _device(device)
     if id == "pixels":
         if mode == "sample":
             raise InputError("pixels have no posterior to sample; use --mode mode")
@@ -77,7 +78,7 @@ def open_encoder(
         dtype=dtype,
         tile=tile,
         seed=seed,
-        device=_device(device),
+        device=place,
     )
 
 
