@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -204,9 +205,10 @@ def _noise(recording: Recording) -> Tensor:
     return recording.sigmas / recording.alphas
 
 
-def _nearest_step(recording: Recording, level: float) -> int:
-    """The step whose sigma / alpha is nearest to a level, by ratio."""
-    return int((_noise(recording).log() - math.log(level)).abs().argmin())
+def _nearest_step(recording: Recording, level: float, among: Sequence[int]) -> int:
+    """The step, one of `among`, whose sigma / alpha is nearest to a level, by ratio."""
+    away = (_noise(recording)[list(among)].log() - math.log(level)).abs()
+    return among[int(away.argmin())]
 
 
 def stepped_gains(variances: Tensor, alphas: Tensor, sigmas: Tensor) -> Tensor:
@@ -245,7 +247,7 @@ def _targets(gaussian: GaussianManifold, recording: Recording) -> Targets:
     noise = _noise(recording)
     scale = math.sqrt(float(gaussian.eigvals[0]))
     wanted = torch.logspace(math.log10(3 * scale), math.log10(0.1 * scale), _PICTURED_LEVELS, dtype=torch.float64)
-    steps = sorted({_nearest_step(recording, float(one)) for one in wanted})
+    steps = sorted({_nearest_step(recording, float(one), range(len(noise))) for one in wanted})
     path = recording.x_t[:, :_PICTURED]
     alphas, sigmas = level_lists(recording.alphas, recording.sigmas, len(path))
     theory = closed_form(gaussian, path[0].flatten(1).double(), alphas, sigmas)
@@ -265,7 +267,7 @@ def _perturbations(
     """Pushes at the noise levels that decide the pushed directions."""
     modes = [rank for rank in _PUSHED if rank < gaussian.k and float(gaussian.eigvals[rank]) > 0]
     decisive = gaussian.emergence(0.5)[modes].tolist()
-    steps = sorted({_nearest_step(recording, one) for one in decisive})
+    steps = sorted({_nearest_step(recording, one, model.starts) for one in decisive})
     found = []
     for done, step in enumerate(steps):
         progress("push", done, len(steps))

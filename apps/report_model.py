@@ -25,6 +25,7 @@ from manifold.nulls import shuffled_network
 from manifold.pipeline_families import without_variance
 from manifold.recording import Recording, record
 from manifold.schedule import NoiseSchedule
+from manifold.teleport import first_orders, starts, timesteps_from
 
 __all__ = ["SUPPORTED", "FlowModel", "open_flow_model"]
 
@@ -95,8 +96,18 @@ class FlowModel:
             self.network, NoiseSchedule.from_scheduler(self._fresh_scheduler()), conditions=self._conditions(1)
         )
 
+    @property
+    def starts(self) -> list[int]:
+        """Steps that the sampler can start with."""
+        scheduler = self._fresh_scheduler()
+        scheduler.set_timesteps(self.steps)
+        try:
+            return starts(scheduler)
+        except InputError:  # Runge-Kutta steps of PNDM
+            return [0]
+
     def sampler_from(self, step: int) -> Callable[[Tensor], Tensor]:
-        """The sampler's own way from the state before step `step`, (n, C, H, W), to the final sample."""
+        """The sampler's own way from the state before step `step`, one of `starts`, (n, C, H, W), to the final sample."""
 
         @torch.no_grad()
         def sampled(x_s: Tensor) -> Tensor:
@@ -105,10 +116,11 @@ class FlowModel:
             if hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(step)
             state = x_s
-            for timestep in scheduler.timesteps[step:]:
+            for place, timestep in enumerate(timesteps_from(scheduler, step)):
                 shown = scheduler.scale_model_input(state, timestep)
                 output = self.network(shown, timestep.expand(len(shown)), **self._conditions(len(shown)))
-                state = scheduler.step(without_variance(output.sample, state), timestep, state).prev_sample
+                options = first_orders(scheduler.step, place + 1) if step else {}
+                state = scheduler.step(without_variance(output.sample, state), timestep, state, **options).prev_sample
             return state
 
         return sampled
@@ -202,5 +214,17 @@ def _null_label(pipeline: Any) -> int | None:
 
 def _draws_noise(scheduler: Any) -> bool:
     """Whether a step of this scheduler adds noise of its own with its default arguments."""
-    name, algorithm = type(scheduler).__name__, str(scheduler.config.get("algorithm_type", ""))
-    return "Ancestral" in name or "SDE" in name or name == "DDPMScheduler" or algorithm.startswith("sde")
+    if type(scheduler).__name__ == "DPMSolverSDEScheduler":  # its noise comes from a seed of its own
+        return True
+    ends = []
+    for seed in (0, 1):
+        fresh = type(scheduler).from_config(scheduler.config)
+        fresh.set_timesteps(4)
+        state = torch.ones(1, 1, 2, 2)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for timestep in fresh.timesteps[:2]:
+                shown = fresh.scale_model_input(state, timestep) if hasattr(fresh, "scale_model_input") else state
+                state = fresh.step(0.1 * shown, timestep, state).prev_sample
+        ends.append(state)
+    return not torch.equal(*ends)

@@ -156,8 +156,13 @@ class SeededRuns:
             steps: of the full run. first: the first of them to be made, the noise moved there; 0 is the plain run.
             solver: gives the closed form for a batch of seeds; needed for `first` above 0.
 
-        Raises: MismatchError if the pipeline's latents are not of length d; what the pipeline raises.
+        Raises: InputError for a number of steps that diffusers cannot make; MismatchError if the pipeline's latents are not
+            of length d; what the pipeline raises.
         """
+        if not self._possible(sampler, steps):
+            raise InputError(
+                f"diffusers cannot make {steps} steps of {sampler}: one would be at timestep -1; ask for one step fewer"
+            )
         painted = []
         with self._sampling(sampler):
             for low in range(0, len(seeds), self.batch_size):

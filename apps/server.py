@@ -146,7 +146,8 @@ def _add_search(app: FastAPI, service: SearchService) -> None:
 
     refusals = {
         400: "Not a form, or cut off.", 408: "The body did not arrive in time.", 413: "The body is too large.",
-        415: "Neither a form nor JSON.", 422: "The image, the latent or an option cannot be used.", 503: "Too many searches, or the workspace has changed.",
+        415: "Neither a form nor JSON.", 422: "The image, the latent or an option cannot be used.",
+        503: "Too many searches, or a workspace that has changed.",
     }  # fmt: skip
 
     @app.post(

@@ -57,7 +57,7 @@ class Anticipation:
 
     def first_step(self, name: str, share: float = 0.5) -> int | None:
         """The first step from which the mean share stays at or above `share`; None if it never does."""
-        low = (self.means[name].mean < share).nonzero()
+        low = (~(self.means[name].mean >= share)).nonzero()  # unknown is not reached
         first = int(low[-1]) + 1 if len(low) else 0
         return int(self.steps[first]) if first < len(self.steps) else None
 

@@ -71,7 +71,7 @@ def state_layout(pipeline: Any, state: Tensor, args: tuple[Any, ...], kwargs: Ma
     Raises: InputError if it is neither (n, C, H, W) nor tokens of a family we know.
     """
     name = type(pipeline).__name__
-    arguments = _arguments(pipeline, args, kwargs)
+    arguments = arguments_of(pipeline, args, kwargs)
     if state.ndim == 4:
         return StateLayout(copies=2 if name == "DiTPipeline" and arguments["guidance_scale"] > 1 else 1)
     if state.ndim != 3 or not hasattr(pipeline, "_pack_latents"):
@@ -91,7 +91,8 @@ def state_layout(pipeline: Any, state: Tensor, args: tuple[Any, ...], kwargs: Ma
     return StateLayout((h, w), 1 if name.startswith("Flux2") else 2)
 
 
-def _arguments(pipeline: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def arguments_of(pipeline: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call gives the pipeline, by name, defaults included."""
     bound = inspect.signature(pipeline.__call__).bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.arguments

@@ -28,17 +28,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
 from .errors import InputError, ShapeError
-from .pipeline_families import replaced, state_layout, visited_levels
+from .pipeline_families import arguments_of, replaced, state_layout, visited_levels
 from .probability_flow import solve_flow
 
-__all__ = ["FlowSolver", "Teleported", "teleport"]
+__all__ = ["FlowSolver", "Teleported", "first_orders", "starts", "teleport", "timesteps_from"]
 
 _SKIP = 0.3
 
@@ -121,7 +121,7 @@ def teleport(
         start_level=jump.levels[jump.start],
         start_timestep=float(jump.timesteps[jump.start]),
         evaluations=jump.evaluations,
-        evaluations_full=len(jump.timesteps),
+        evaluations_full=jump.evaluations + jump.left_out,
     )
 
 
@@ -169,6 +169,11 @@ class _Jump:
         self._before: Tensor | None = None  # x_T and the state moved from it, as the pipeline keeps them
         self._after: Tensor | None = None
 
+    @property
+    def left_out(self) -> int:
+        """Evaluations that the full run would have made before the first of this one."""
+        return 0 if self._shown is None else len(self.timesteps) - len(self._shown)
+
     def run(self) -> Any:
         """The pipeline's result. Raises: as `teleport`."""
         prepares = hasattr(self.pipeline, "prepare_latents")
@@ -207,9 +212,9 @@ class _Jump:
 
     def _start(self) -> tuple[int, Tensor]:
         """Place of the first evaluation in the list of timesteps, and the timesteps from there on."""
-        places, warm_up = _starts(self.scheduler)
+        places = starts(self.scheduler)
         if self.skip is not None:
-            start = places[int(self.skip * len(places) + 1e-9)]
+            start = places[min(int(self.skip * len(places) + 1e-9), len(places) - 1)]
         else:
             assert self.sigma is not None
             ratios = [s / a if a else float("inf") for a, s in (self.levels[place] for place in places)]
@@ -219,14 +224,15 @@ class _Jump:
                     f"sigma must be at least that of the sampler's last step, {ratios[-1]:.4g}, it is {self.sigma:g}"
                 )
             start = reached[0]
-        later = self.timesteps[start:]
-        if warm_up and start and len(later) > 1:
-            later = torch.cat([later[:2], later[1:]])
-        return start, later
+        return start, timesteps_from(self.scheduler, start)
 
     def _prepare(self, prepare_latents: Callable[..., Any]) -> Callable[..., Any]:
         def prepared(*args: Any, **kwargs: Any) -> Any:
-            result = prepare_latents(*args, **kwargs)
+            with ExitStack() as watched:
+                for name in ("add_noise", "scale_noise"):
+                    if hasattr(self.scheduler, name):
+                        watched.enter_context(replaced(self.scheduler, name, self._refused))
+                result = prepare_latents(*args, **kwargs)
             several = isinstance(result, tuple)
             drawn = result[0] if several else result
             if self.timesteps is not None and not self.start:
@@ -255,7 +261,8 @@ class _Jump:
         """What the first evaluation is to see instead of x_T, which guidance may have put there twice."""
         self._before = sample
         rows = len(sample)
-        twice = rows % 2 == 0 and torch.equal(sample[: rows // 2], sample[rows // 2 :])
+        guided = arguments_of(self.pipeline, self.args, self.kwargs).get("guidance_scale") not in (None, 1)
+        twice = guided and rows % 2 == 0 and torch.equal(sample[: rows // 2], sample[rows // 2 :])
         layout = state_layout(self.pipeline, sample, self.args, self.kwargs)
         if twice and layout.copies == 1:
             self._after = torch.cat([self._moved(sample[: rows // 2])] * 2)
@@ -300,7 +307,8 @@ class _Jump:
                 bound = signature.bind(*args, **kwargs)
                 bound.arguments["sample"] = self._first_state(bound.arguments["sample"], bound.arguments["timestep"])
                 args, kwargs = bound.args, bound.kwargs
-            return step(*args, **kwargs)
+            options = first_orders(step, self.evaluations) if self.start else {}
+            return step(*args, **{**kwargs, **options})
 
         return stepped
 
@@ -316,21 +324,45 @@ class _Jump:
                 return sample
             if torch.equal(sample, self._before[:rows].to(sample)):
                 return self._after[:rows].to(sample)
+        self._refuse()
+
+    def _refused(self, _: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *_, **__: self._refuse()
+
+    def _refuse(self) -> NoReturn:
         raise InputError(
             f"{type(self.pipeline).__name__} does not start from its scheduler's first step with the noise it draws, as "
             "pipelines from an image do not; it cannot be teleported"
         )
 
 
-def _starts(scheduler: Any) -> tuple[list[int], bool]:
-    """Places in `scheduler.timesteps` at which a sampler can start, and whether its second timestep is shown twice.
+def starts(scheduler: Any) -> list[int]:
+    """Places in `scheduler.timesteps` at which a sampler can start: not in the middle of a step of second order.
 
     Raises: InputError for PNDM with Runge-Kutta steps, which start nowhere but at the beginning.
     """
     timesteps = scheduler.timesteps
-    if type(scheduler).__name__ == "PNDMScheduler":
+    if _warms_up(scheduler):
         if not scheduler.config.skip_prk_steps:
             raise InputError("PNDM with Runge-Kutta steps can only start at its first; use skip_prk_steps=True")
-        # Its first step asks the network twice, at the first timestep and at the second.
-        return [0, *range(2, len(timesteps))], True
-    return list(range(0, len(timesteps), int(getattr(scheduler, "order", 1)))), False
+        return [0, *range(2, len(timesteps))]
+    return list(range(0, len(timesteps), int(getattr(scheduler, "order", 1))))
+
+
+def timesteps_from(scheduler: Any, start: int) -> Tensor:
+    """The timesteps of a run that starts at place `start`: PNDM asks the network twice in its first step."""
+    later = scheduler.timesteps[start:]
+    return torch.cat([later[:2], later[1:]]) if _warms_up(scheduler) and start and len(later) > 1 else later
+
+
+def first_orders(step: Callable[..., Any], evaluations: int) -> dict[str, int]:
+    """What to tell `scheduler.step` at so many evaluations after a late start, this one included.
+
+    LMS takes its order from the place in the list of timesteps, not from the derivatives it has.
+    """
+    order = inspect.signature(step).parameters.get("order")
+    return {} if order is None else {"order": min(int(order.default), evaluations)}
+
+
+def _warms_up(scheduler: Any) -> bool:
+    return type(scheduler).__name__ == "PNDMScheduler"

@@ -23,7 +23,7 @@ from tiny_pipelines import SD, ExactGaussian, LatentPipeline, quiet, tiny_ddpm, 
 
 from index.fit import fit_workspace
 from manifold.covariance import FullCovariance
-from manifold.demo_model import ClassConditionalPipeline
+from manifold.demo_model import ClassConditionalPipeline, load_demo_model
 from manifold.errors import InputError, MismatchError, NotFittedError
 from manifold.frechet import frechet_distance
 from manifold.gaussian import GaussianManifold
@@ -163,6 +163,10 @@ def test_numbers_of_steps_that_diffusers_cannot_space_are_passed_over(root):
     assert impossible, "diffusers has mended it: `_possible` can go"
     with pytest.raises(InputError, match="timestep must lie between"):
         runs.ratios("ddim", impossible[0])
+    with pytest.raises(InputError, match=f"cannot make {impossible[0]} steps of ddim"):
+        runs.paint("ddim", impossible[0], [0])
+    with pytest.raises(InputError, match=f"cannot make {impossible[0]} steps: one would be at timestep -1"):
+        load_demo_model()(0, num_inference_steps=impossible[0])
     for start in np.geomspace(0.5, 40, 12):
         for sampler in ("ddim", "dpm", "unipc"):
             assert runs.longer_run(sampler, 15, start) not in impossible

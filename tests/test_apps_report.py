@@ -14,7 +14,7 @@ import torch
 from helpers import make_workspace
 from manifold_apps import report_sections
 from manifold_apps.report import write_report
-from manifold_apps.report_measure import stepped_gains
+from manifold_apps.report_measure import _nearest_step, stepped_gains
 from manifold_apps.report_model import open_flow_model
 from manifold_apps.report_page import Picture, Section, Table, page
 from PIL import Image
@@ -292,3 +292,50 @@ def test_a_page_escapes_what_it_is_given(tmp_path):
     assert "x &amp; y" in text
     assert "<td class=measured>1<small>0 to 2</small></td>" in text
     assert reader.headings == ["What was measured", "<i>"] or reader.headings[-1] == "<i>"
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "EulerDiscreteScheduler",
+    ],
+)
+def test_a_path_is_taken_up_only_where_the_sampler_can_start(name):
+    """A push in the middle of a step of second order would come back as it is."""
+    options = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    model = open_flow_model(tiny_demo(getattr(diffusers, name)(**SD, **options)), steps=8)
+    assert model.replaced_scheduler is None
+    run = model.sample([3, 4])
+    assert len(model.starts) >= 7
+    for level in (10.0, 3.0, 1.0, 0.3):
+        assert _nearest_step(run, level, model.starts) in model.starts
+    same = {"LMSDiscreteScheduler": 0.3, "PNDMScheduler": 0.1}.get(name, 1e-4)  # what went before is forgotten
+    for step in model.starts[::3]:
+        end = model.sampler_from(step)(run.x_t[step])
+        assert float((end - run.x_t[-1]).square().mean().sqrt()) < same * float(run.x_t[-1].std())
+    assert torch.allclose(model.sampler_from(0)(run.x_t[0]), run.x_t[-1], rtol=1e-4, atol=1e-4)
+    if name == "PNDMScheduler":
+        assert open_flow_model(tiny_demo(diffusers.PNDMScheduler(**SD)), steps=8).starts == [0]  # Runge-Kutta steps
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "draws"),
+    [
+        ("DDPMScheduler", True), ("EulerAncestralDiscreteScheduler", True), ("KDPM2AncestralDiscreteScheduler", True),
+        ("DPMSolverSDEScheduler", True), ("LCMScheduler", True), ("TCDScheduler", True), ("SASolverScheduler", True),
+        ("DDIMScheduler", False), ("EulerDiscreteScheduler", False), ("UniPCMultistepScheduler", False),
+        ("DPMSolverMultistepScheduler", False), ("PNDMScheduler", False),
+    ],
+)  # fmt: skip
+def test_samplers_that_draw_noise_of_their_own_are_replaced(name, draws):
+    model = open_flow_model(tiny_demo(getattr(diffusers, name)(**SD)), steps=6)
+    assert model.replaced_scheduler == (name if draws else None)
+    assert type(model.pipeline.scheduler).__name__ == ("DDIMScheduler" if draws else name)

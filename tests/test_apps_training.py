@@ -189,10 +189,11 @@ def test_latents_are_those_of_each_image_and_of_its_mirror_image_and_are_kept(tm
         posterior = vae.encode(torch.cat([x0, x0.flip(-1)])).latent_dist
     torch.testing.assert_close(latents.means.float(), (posterior.mean - 0.1) * 0.5, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(latents.widths.float(), posterior.std * 0.5, rtol=1e-3, atol=1e-3)
+    written = (tmp_path / "latents.safetensors").stat().st_mtime_ns
+    assert torch.equal(encode_latents(vae, images, tmp_path / "latents.safetensors").means, latents.means)
+    assert (tmp_path / "latents.safetensors").stat().st_mtime_ns == written
     other = build_autoencoder().eval()
     other.register_to_config(scaling_factor=0.5, shift_factor=0.1)
-    assert torch.equal(encode_latents(other, images, tmp_path / "latents.safetensors").means, latents.means)
-    other.register_to_config(scaling_factor=0.7)
     assert not torch.equal(encode_latents(other, images, tmp_path / "latents.safetensors").means, latents.means)
 
 
@@ -298,3 +299,24 @@ def test_training_on_refuses_other_classes_and_foreign_models(tmp_path):
     (foreign / "training.json").unlink()
     with pytest.raises(NotFittedError, match=r"no training\.json"):
         train_demo(tmp_path / "some.parquet", tmp_path / "run", start=foreign, **settings)
+
+
+def test_latents_of_other_images_are_made_anew(tmp_path):
+    write_labelled(tmp_path / "some.parquet")
+    write_labelled(tmp_path / "more.parquet", count=30)
+    torch.manual_seed(0)
+    vae = build_autoencoder().eval()
+    vae.register_to_config(scaling_factor=0.5, shift_factor=0.1)
+    for name, count in (("some", 48), ("more", 60), ("some", 48)):
+        images = load_training_images(tmp_path / f"{name}.parquet", 32)
+        assert len(encode_latents(vae, images, tmp_path / "latents.safetensors").means) == count
+
+
+def test_a_run_saved_before_its_first_step_goes_on_and_another_network_is_refused(tmp_path):
+    trainer(tmp_path / "early").run(0)
+    trainer(tmp_path / "early").run(20)
+    whole = trainer(tmp_path / "whole")
+    whole.run(20)
+    assert torch.equal(trainer(tmp_path / "early").network.weight, whole.network.weight)
+    with pytest.raises(MismatchError, match="a run of another network; give another folder"):
+        Trainer(nn.Linear(3, 2), line_losses, tmp_path / "whole", SETTINGS, "line")

@@ -1,5 +1,7 @@
 """Anticipation against brute force, on flows whose ends are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,8 @@ def test_on_its_own_flow_the_endpoint_is_known_from_the_first_step(searcher, lat
     assert found.first_step("endpoint", 0.9) == 0
     assert found.first_step("network") > 0
     assert found.first_step("random") is None
+    unknown = replace(found.means["endpoint"], mean=torch.full_like(found.means["endpoint"].mean, torch.nan))
+    assert replace(found, means={"endpoint": unknown}).first_step("endpoint") is None
     assert list(found.shares) == ["target", "endpoint", "raw", "network", "random"]
 
 

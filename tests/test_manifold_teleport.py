@@ -50,7 +50,7 @@ SCHEDULERS = [
     ("FlowMatchHeunDiscreteScheduler", {}, SECOND, 2),
     ("DPMSolverSinglestepScheduler", {**SD, "lower_order_final": True}, None, 1),
     ("DEISMultistepScheduler", SD, None, 1),
-    ("LMSDiscreteScheduler", TRAILING, None, 1),
+    ("LMSDiscreteScheduler", TRAILING, SECOND, 1),
 ]
 IDS = [f"{name}-{'-'.join(map(str, options.values()))}" for name, options, *_ in SCHEDULERS]
 
@@ -393,3 +393,45 @@ def test_wrong_use_is_said():
         teleport(image, manifold, **call)
     assert not {"step", "set_timesteps", "scale_model_input"} & set(vars(diffusers.DDIMScheduler()))
     assert inspect.ismethod(pipeline.scheduler.step)
+
+
+def test_the_last_step_can_be_all_that_is_made():
+    pipeline, manifold = exact("DDIMScheduler", {**TRAILING, "clip_sample": False})
+    jumped, *_ = compared(pipeline, manifold, 10, skip=1 - 1e-12)
+    assert (jumped.evaluations, jumped.evaluations_full, jumped.saved) == (1, 10, 9)
+
+
+def test_one_noise_for_several_classes_is_not_taken_for_guidance():
+    pipeline = tiny_demo(diffusers.DDIMScheduler(**TRAILING, clip_sample=False))
+    movers = [gaussian((4, 8, 8), seed)[0] for seed in (0, 1)]
+    call = {"num_inference_steps": 5, "guidance_scale": 1.0, "output_type": "latent"}
+    both = teleport(
+        pipeline, movers, class_labels=[1, 2], generator=[seeded(7), seeded(7)], skip=0.5, **call
+    ).output.images
+    for row, (label, mover) in enumerate(zip((1, 2), movers, strict=True)):
+        alone = teleport(pipeline, mover, class_labels=[label], generator=[seeded(7)], skip=0.5, **call).output.images
+        torch.testing.assert_close(both[row], alone[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["add_noise", "scale_noise"])
+def test_a_pipeline_that_noises_an_image_itself_is_refused_at_full_strength_too(way):
+    """It would put the noise of its first shown timestep on the image, which is not x_T."""
+    scheduler = {
+        "add_noise": diffusers.DDIMScheduler(**TRAILING, clip_sample=False),
+        "scale_noise": diffusers.FlowMatchEulerDiscreteScheduler(),
+    }[way]
+
+    class FromAnImage(LatentPipeline):
+        def prepare_latents(self, *arguments):
+            noise = super().prepare_latents(*arguments)
+            at = self.scheduler.timesteps[:1]
+            image = torch.zeros_like(noise)
+            return (
+                scheduler.add_noise(image, noise, at) if way == "add_noise" else scheduler.scale_noise(image, at, noise)
+            )
+
+    plain = tiny_latent(scheduler)
+    pipeline = quiet(FromAnImage(plain.unet, plain.vae, scheduler))
+    with pytest.raises(InputError, match="as pipelines from an image do not; it cannot be teleported"):
+        teleport(pipeline, gaussian((4, 8, 8))[0], class_labels=[0], num_inference_steps=5, skip=0.4)
+    assert pipeline(class_labels=[0], num_inference_steps=5, generator=seeded()).images.isfinite().all()

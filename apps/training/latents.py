@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,14 @@ class Latents:
 
 
 def encode_latents(vae: Any, images: TrainingImages, path: Path, batch: int = 500) -> Latents:
-    """Latents of all images, read from `path` if this encoder wrote them, and else written to it."""
+    """Latents of all images, read from `path` if this encoder made them of these images, and else written to it."""
     config, device = vae.config, next(vae.parameters()).device
-    state = {"scaling_factor": repr(config.scaling_factor), "shift_factor": repr(config.shift_factor)}
+    state = {
+        "scaling_factor": repr(config.scaling_factor),
+        "shift_factor": repr(config.shift_factor),
+        "encoder": _checksum(*vae.encoder.parameters(), *vae.quant_conv.parameters()),
+        "images": _checksum(images.pixels),
+    }
     if path.is_file():
         tensors, metadata = load_tensors(path)
         if metadata == state:
@@ -48,3 +54,10 @@ def encode_latents(vae: Any, images: TrainingImages, path: Path, batch: int = 50
     latents = Latents(torch.cat(means), torch.cat(widths))
     save_tensors(path, {"means": latents.means, "widths": latents.widths}, state)
     return latents
+
+
+def _checksum(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -155,8 +155,13 @@ class Trainer:
             raise MismatchError(f"{self.folder} holds a run with other settings; give another folder")
         for prefix, module in (("network.", self.network), ("average.", self.average)):
             own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            module.load_state_dict(own)
+            try:
+                module.load_state_dict(own)
+            except RuntimeError as error:  # names or shapes, as of a network for another number of classes
+                raise MismatchError(f"{self.folder} holds a run of another network; give another folder") from error
         self.step, self._began = int(metadata["step"]), int(metadata["began"])
+        if self.step == self._began:
+            return  # saved before the first step, when the optimiser has no state
         for name, parameter in self.network.named_parameters():
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(self.step - self._began)),

@@ -206,22 +206,21 @@ def paint_gallery(
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(own.config)
     labels = torch.arange(count) % pipeline.classes
     made = []
-    for start in range(0, count, batch):
-        some = labels[start : start + batch]
-        seeds = [torch.Generator().manual_seed(start + row) for row in range(len(some))]
-        made.append(
-            pipeline(
+    try:
+        for start in range(0, count, batch):
+            some = labels[start : start + batch]
+            seeds = [torch.Generator().manual_seed(start + row) for row in range(len(some))]
+            painted = pipeline(
                 some.tolist(),
                 generator=seeds,
                 num_inference_steps=STEPS,
                 guidance_scale=GUIDANCE,
                 output_type="latent",
             )
-            .images.half()
-            .cpu()
-        )
-        progress("gallery", start + len(some), count)
-    pipeline.scheduler = own
+            made.append(painted.images.half().cpu())
+            progress("gallery", start + len(some), count)
+    finally:
+        pipeline.scheduler = own
     recipe = {
         "steps": str(STEPS),
         "scheduler": "DPMSolverMultistepScheduler",

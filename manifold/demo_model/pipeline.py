@@ -70,7 +70,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         Returns: ImagePipelineOutput, or a tuple of its one field.
 
-        Raises: InputError for a label out of range; ShapeError for latents of another shape.
+        Raises: InputError for a label out of range, or a number of steps that diffusers cannot make; ShapeError for latents
+            of another shape.
         """
         labels = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
         if not labels or not all(0 <= label <= self.classes for label in labels):
@@ -83,6 +84,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         elif tuple(latents.shape) != shape:
             raise ShapeError(f"latents must be {shape} for {len(labels)} labels, they are {tuple(latents.shape)}")
         self.scheduler.set_timesteps(num_inference_steps, device=device)
+        if self.scheduler.timesteps[-1] < 0:  # of trailing spacing, for some numbers of steps
+            raise InputError(
+                f"diffusers cannot make {num_inference_steps} steps: one would be at timestep -1; ask for one step fewer"
+            )
         latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma
         shown = torch.tensor(labels, device=device)
         guided = guidance_scale != 1
