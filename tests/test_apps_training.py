@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import needs_cuda
 from images import encoded
 from manifold_apps.training.autoencoder import build_autoencoder, pixel_loss
 from manifold_apps.training.decoder import _CRITIC_SHARE, _CRITIC_WEIGHT, DecoderAndCritic, decoder_losses
@@ -48,6 +49,24 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(again.average.parameters(), whole.average.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@needs_cuda
+def test_a_stopped_run_goes_on_on_a_cuda_device(tmp_path):
+    def losses(network, generator):
+        x = torch.randn(8, 3, generator=generator).cuda()
+        return {"loss": (network(x).float() - x.sum(1, keepdim=True)).square().mean()}
+
+    def on_cuda(folder):
+        torch.manual_seed(0)
+        return Trainer(nn.Linear(3, 1).cuda(), losses, folder, SETTINGS, "line")
+
+    on_cuda(tmp_path / "broken").run(13)
+    again, whole = on_cuda(tmp_path / "broken"), on_cuda(tmp_path / "whole")
+    again.run(40)
+    whole.run(40)
+    for ours, theirs in zip(again.network.parameters(), whole.network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_kept_weights_are_the_power_function_average_of_all_weights(tmp_path):

@@ -164,7 +164,7 @@ class Trainer:
             return  # saved before the first step, when the optimiser has no state
         for name, parameter in self.network.named_parameters():
             self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.step - self._began)),
+                "step": torch.tensor(float(self.step - self._began), device=parameter.device),
                 "exp_avg": tensors[f"optimizer.exp_avg.{name}"].to(parameter),
                 "exp_avg_sq": tensors[f"optimizer.exp_avg_sq.{name}"].to(parameter),
             }
