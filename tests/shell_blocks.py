@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from images import encoded, picture
+from PIL import Image, ImageOps
 
 __all__ = ["Block", "Shell", "furnish", "save_small_autoencoder", "services_alone", "shell_blocks"]
 
@@ -85,9 +86,14 @@ def furnish(folder: Path) -> Path:
     write_labelled(folder / "cifar10-train.parquet", 300)
     tiny_demo(DDIMScheduler(**SD, clip_sample=False, timestep_spacing="trailing")).save_pretrained(folder / "painter")
     save_small_autoencoder(folder / "stabilityai" / "sd-vae-ft-mse")
-    run_images(folder / "photos", folder / "ws", encoder=str(folder / "painter" / "vae"), size=16, workers=0)
-    for other in ("ws-a", "ws-b"):
-        shutil.copytree(folder / "ws", folder / other)
+    own = {"encoder": str(folder / "painter" / "vae"), "size": 16, "workers": 0}
+    run_images(folder / "photos", folder / "ws", **own)
+    shutil.copytree(folder / "ws", folder / "ws-a")
+    for path in (folder / "photos").rglob("*.jpg"):
+        mirrored = folder / "mirrored" / path.name
+        mirrored.parent.mkdir(exist_ok=True)
+        ImageOps.mirror(Image.open(path)).save(mirrored)
+    run_images(folder / "mirrored", folder / "ws-b", **own)
     return folder
 
 
