@@ -63,18 +63,15 @@ def main() -> None:
     """Entry point of the `manifold` command."""
     try:
         app()
-    except ManifoldError as error:
+    except (ManifoldError, PermissionError) as error:
         if "--debug" in sys.argv:
             raise
-        # An OSError prints its error number first; the sentence alone is what a person needs.
-        sentence = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(1)
-    except PermissionError as error:
-        if "--debug" in sys.argv:
-            raise
-        print(
-            f"error: no permission to read {error.filename or 'a file'}; ask for it, or copy the folder",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, PermissionError) and not isinstance(error, ManifoldError):
+        return f"no permission to read {error.filename or 'a file'}; ask for it, or copy the folder"
+    # An OSError prints its error number first; the sentence alone is what a person needs.
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -31,7 +31,7 @@ def describe_workspace(workspace: str | Path) -> dict[str, Any]:
         "complete": manifest.complete,
         "rows": manifest.count,
         "rejects": manifest.rejects,
-        "inputs": recipe.inputs + sum(addition.inputs for addition in manifest.additions),
+        "inputs": manifest.inputs,
         "additions": [addition.source for addition in manifest.additions],
         "removed": manifest.removed,
         "shards": len(manifest.shards),

@@ -124,7 +124,7 @@ def _selected(workspace: Workspace, keys: Sequence[str]) -> tuple[np.ndarray, li
 
 def _require_enough(workspace: Workspace, left: int) -> None:
     """Refuse what would leave too few images to fit again as before; then nothing would be searched, and nothing cleared."""
-    if not workspace.stats_path.is_file():
+    if left >= FEWEST_ROWS or not workspace.stats_path.is_file():  # enough for any model, and nothing need be read
         return
     asked = json.loads(GaussianManifold.load(workspace.stats_path).metadata.get("fit", "{}")).get("model")
     needed = FEWEST_ROWS if asked == "auto" else 2

@@ -73,11 +73,10 @@ def verify_workspace(workspace: str | Path, *, progress: Progress = silent) -> V
         problems.append(f"a removal was stopped; finish it with: manifold remove {opened.root}")
     elif rejects != manifest.rejects:
         problems.append(f"rejects.parquet has {rejects:,} rows, the manifest counts {manifest.rejects:,}")
-    inputs = manifest.recipe.inputs + sum(addition.inputs for addition in manifest.additions)
-    if manifest.complete and manifest.count + manifest.rejects + manifest.removed != inputs:
+    if manifest.complete and manifest.count + manifest.rejects + manifest.removed != manifest.inputs:
         problems.append(
             f"manifest.json: {manifest.count:,} rows, {manifest.rejects:,} rejects and {manifest.removed:,} removed do not "
-            f"add up to {inputs:,} inputs"
+            f"add up to {manifest.inputs:,} inputs"
         )
     for path in (opened.moments_path, opened.stats_path, class_means_path(opened), class_moments_path(opened)):
         if path.is_file():

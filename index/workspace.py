@@ -88,6 +88,11 @@ class Manifest:
         """Number of latents, in rows."""
         return sum(shard.rows for shard in self.shards)
 
+    @property
+    def inputs(self) -> int:
+        """Number of images offered so far, by all collections together."""
+        return self.recipe.inputs + sum(addition.inputs for addition in self.additions)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         recipe = {**asdict(self.recipe), "encoder": self.recipe.encoder.to_dict()}

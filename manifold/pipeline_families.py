@@ -29,7 +29,7 @@ from torch import Tensor
 from .errors import InputError
 from .schedule import NoiseSchedule, evaluated_sigmas, levels_at_snr
 
-__all__ = ["StateLayout", "kept", "replaced", "state_layout", "visited_levels", "without_variance"]
+__all__ = ["StateLayout", "arguments_of", "kept", "replaced", "state_layout", "visited_levels", "without_variance"]
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,12 @@ def read_history(painter: Path) -> History:
         raise FormatError(f"{path} cannot be read ({error}); train anew") from error
 
 
-def last_losses(folder: Path, before: dict[str, Any] | None) -> dict[str, Any]:
+def last_losses(folder: Path, before: dict[str, Any]) -> dict[str, Any]:
     """The last line of a network's log (steps, images and mean losses); without one, what was known before."""
     path = folder / "losses.jsonl"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-    return before or {}
+    return before
 
 
 def write_card(pipeline: ClassConditionalPipeline, painter: Path, history: History, facts: dict[str, Any]) -> None:

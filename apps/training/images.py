@@ -38,9 +38,8 @@ class TrainingImages:
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`count` images drawn with replacement, half of them mirrored: float32 in [-1, 1], and their labels."""
         rows = torch.randint(len(self.labels), (count,), generator=generator)
-        chosen = self.pixels[rows].float() / 127.5 - 1
         mirrored = torch.rand(count, generator=generator) < 0.5
-        return torch.where(mirrored[:, None, None, None], chosen.flip(-1), chosen), self.labels[rows]
+        return self.chosen(rows + mirrored * len(self.labels)), self.labels[rows]
 
 
 def load_training_images(data: str | Path, size: int, *, progress: Progress = silent) -> TrainingImages:

@@ -17,7 +17,6 @@ from manifold.files import read_json, save_tensors, write_json
 
 from . import autoencoder, decoder, denoiser
 from .card import History, last_losses, read_history, write_card
-from .decoder import DecoderAndCritic
 from .images import TrainingImages, load_training_images
 from .latents import Latents, encode_latents
 from .loop import Settings, Trainer
@@ -71,7 +70,7 @@ def train_demo(
     images = load_training_images(data, IMAGE_SIZE, progress=progress)
     training = root / "training"
     earlier = None if start is None else load_demo_model(start)
-    before = None if start is None else read_history(Path(start))
+    before = History({}, {}, {}) if start is None else read_history(Path(start))
     if earlier is None:
         vae = _train_autoencoder(images, training / "autoencoder", autoencoder_steps, place, progress)
     else:
@@ -84,7 +83,7 @@ def train_demo(
         training / "decoder",
         decoder_steps,
         progress,
-        steps_before=0 if before is None else _steps(before.decoder, decoder.SETTINGS),
+        steps_before=_steps(before.decoder, decoder.SETTINGS),
     )
     unet = _train_denoiser(
         latents,
@@ -95,7 +94,7 @@ def train_demo(
         place,
         progress,
         network=None if earlier is None else earlier.unet,
-        steps_before=0 if before is None else _steps(before.denoiser, denoiser.SETTINGS),
+        steps_before=_steps(before.denoiser, denoiser.SETTINGS),
     )
     pipeline = ClassConditionalPipeline(vae=vae.cpu(), unet=unet.cpu(), scheduler=denoiser.build_scheduler())
     pipeline.set_progress_bar_config(disable=True)
@@ -106,9 +105,9 @@ def train_demo(
     _forget_places(painter)
     paint_gallery(pipeline.to(place), painter / "gallery.safetensors", gallery, progress=progress)
     history = History(
-        autoencoder=last_losses(training / "autoencoder", None if before is None else before.autoencoder),
-        decoder=last_losses(training / "decoder", None if before is None else before.decoder),
-        denoiser=last_losses(training / "denoiser", None if before is None else before.denoiser),
+        autoencoder=before.autoencoder or last_losses(training / "autoencoder", {}),
+        decoder=last_losses(training / "decoder", before.decoder),
+        denoiser=last_losses(training / "denoiser", before.denoiser),
     )
     write_card(pipeline.to("cpu"), painter, history, _facts(data, images, place))
     return painter
@@ -129,7 +128,7 @@ def _train_autoencoder(
 
 
 def _steps(seen: dict[str, Any], settings: Settings) -> int:
-    return seen["images"] // settings.batch_size
+    return seen.get("images", 0) // settings.batch_size
 
 
 def _train_decoder(
@@ -143,11 +142,11 @@ def _train_decoder(
     steps_before: int,
 ) -> Any:
     torch.manual_seed(0)
-    network = DecoderAndCritic(vae.decoder).requires_grad_(True).to(vae.device)
+    network = decoder.DecoderAndCritic(vae.decoder).requires_grad_(True).to(vae.device)
     losses = decoder.decoder_losses(vae, images, latents, decoder.SETTINGS.batch_size)
     trainer = Trainer(network, losses, folder, decoder.SETTINGS, "decoder", steps_before=steps_before)
     trainer.run(steps, progress=progress)
-    return cast(DecoderAndCritic, trainer.average).decoder.eval()
+    return cast(decoder.DecoderAndCritic, trainer.average).decoder.eval()
 
 
 def _train_denoiser(
