@@ -127,7 +127,7 @@ def stream(store: LatentStore, precision: str) -> Moments:
     """What `manifold fit` does: one pass over the store, last chunk included."""
     moments = Moments(store.d, precision="exact" if precision == "exact" else "fast")
     for batch in store.batches(2048):
-        moments.update(batch)
+        moments.update(batch, copy=False)
     moments.flush()
     return moments
 

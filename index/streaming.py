@@ -45,7 +45,7 @@ class _Part:
 
     def update(self, batch: np.ndarray, labels: np.ndarray | None) -> None:
         if isinstance(self.sums, Moments):
-            self.sums.update(batch)
+            self.sums.update(batch, copy=False)  # mapped from a file
         elif labels is not None:
             self.sums.update(batch, labels)
         self.changed = True

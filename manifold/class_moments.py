@@ -93,7 +93,7 @@ class ClassMoments:
             if label not in self._classes:
                 self._classes[label] = Moments(self.d, precision=self.precision, device=self.device)
             chosen = torch.from_numpy(np.flatnonzero(keys == label)).to(rows.device)
-            self._classes[label].update(rows[chosen])
+            self._classes[label].update(rows[chosen], copy=False)  # rows by number are a copy already
 
     def total(self) -> Moments:
         """Moments of all rows: between classes and within. Raises: NotFittedError if no row came."""

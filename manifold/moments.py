@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .chunk import Chunk
 from .errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError
 from .files import load_tensors, save_tensors
 from .rows import as_rows, first_bad_row, largest_modulus
@@ -32,6 +33,7 @@ __all__ = ["Moments", "Precision"]
 Precision = Literal["fast", "exact"]
 
 _FORMAT = "manifold.moments.1"
+_CHUNK_VALUES = 2**26
 _PRODUCT_TYPE = {"fast": torch.float32, "exact": torch.float64}
 
 
@@ -52,8 +54,9 @@ class Moments:
     Raises: InputError if the scatter matrix cannot fit into the machine's memory.
 
     Cost: n d^2 multiply-adds, half of a general product's, and little else: see benchmarks/moments.py. Memory: 8 d^2
-    bytes, of which the lower half is not touched before `covariance`; a chunk of 8192 rows of the type they came in; and
-    up to 20 000 d bytes (`exact`: 40 000 d) for the product of a chunk and its operands. Exact, one pass.
+    bytes, of which the lower half is not touched before `covariance`; a chunk of 8192 rows (16,384 where d is at most 4096)
+    of the type they came in, if copied; and up to 25,000 d bytes (`exact`: 50,000 d) for the product of a chunk and its
+    operands. Exact, one pass.
 
     Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
 
@@ -62,9 +65,6 @@ class Moments:
     >>> moments.count, moments.mean.tolist(), moments.covariance().tolist()
     (2, [1.0, 3.0], [[2.0, 4.0], [4.0, 8.0]])
     """
-
-    chunk_rows = 8192
-    """Rows multiplied at once: work of the order of d^2 comes once a chunk, so chunks are long."""
 
     def __init__(self, d: int, *, precision: Precision = "fast", device: torch.device | str | None = None) -> None:
         if d < 1:
@@ -76,14 +76,17 @@ class Moments:
             _require_memory(d)
         self.d = d
         self.precision: Precision = precision
+        # Rows multiplied at once: work of the order of d^2 comes once a chunk, so chunks are long.
+        self.chunk_rows = min(max(_CHUNK_VALUES // d, 8192), 16_384)
         self._done = 0  # rows inside _mean and _scatter
         self._mean = torch.zeros(d, dtype=torch.float64, device=self.device)
         self._scatter = _untouched_zeros(d, self.device)
         self._scratch = Scratch()
-        self._waiting = 0  # rows inside _buffer
+        self._parts: list[Tensor] = []  # rows that wait, as they came
+        self._waiting = 0  # their number
         self._peak = 0.0  # largest modulus among them
+        self._grows = False  # whether the last part lies in the memory for copies, where more may follow it
         self._memory: dict[torch.dtype, Tensor] = {}
-        self._buffer = self._room(torch.float16)  # of the widest type among them
 
     @property
     def count(self) -> int:
@@ -97,14 +100,16 @@ class Moments:
             raise NotFittedError("the mean needs at least one row, none came; call update first")
         if self._waiting == 0:
             return self._mean.clone()
-        waiting = column_mean(self._buffer[: self._waiting])
+        waiting = column_mean(Chunk(self._parts))
         return self._mean + (waiting - self._mean) * (self._waiting / self.count)
 
-    def update(self, batch: Tensor | np.ndarray) -> None:
+    def update(self, batch: Tensor | np.ndarray, *, copy: bool = True) -> None:
         """Take in a batch of rows; nothing is taken in if any row is refused.
 
         Arguments
             batch: (n, d) or (n, ...) with d values a row, float16, bfloat16, float32 or float64, any n.
+            copy: False spares copying rows that wait for their chunk to be complete: the batch, such as one mapped from a
+                file, must then stay as it is until `chunk_rows` more have come or `flush` was called.
 
         Raises: ShapeError; InputError for numbers that are not floating point; NonFiniteError naming the first row
             with NaN or infinity.
@@ -119,10 +124,8 @@ class Moments:
             )
         start = 0
         while start < len(rows):
-            self._widen(rows.dtype)
             stop = min(start + self.chunk_rows - self._waiting, len(rows))
-            copy_rows(rows[start:stop], self._buffer[self._waiting : self._waiting + stop - start])
-            self._waiting += stop - start
+            self._keep(rows[start:stop], copy=copy)
             self._peak = max(self._peak, peak)
             start = stop
             if self._waiting == self.chunk_rows:
@@ -134,8 +137,8 @@ class Moments:
         Later updates start a new chunk, so their last bits differ from those of a stream that was not interrupted.
         """
         if self._waiting:
-            self._absorb(self._buffer[: self._waiting], self._peak, self.precision)
-            self._waiting, self._peak, self._buffer = 0, 0.0, self._room(torch.float16)
+            self._absorb(Chunk(self._parts), self._peak, self.precision)
+            self._parts, self._waiting, self._peak = [], 0, 0.0
 
     def merge(self, other: Moments) -> None:
         """Take in the rows of another accumulator, which stays as it is.
@@ -157,7 +160,7 @@ class Moments:
             add_scatter(self._scatter, other._scatter.to(self.device))
             self._join(other._mean.to(self.device), other._done)
         if other._waiting:
-            self._absorb(other._buffer[: other._waiting].to(self.device), other._peak, other.precision)
+            self._absorb(Chunk(other._parts).to(self.device), other._peak, other.precision)
 
     def covariance(self, ddof: int = 1) -> Tensor:
         """Covariance of all rows, sum (x - mean)(x - mean)^T / (n - ddof).
@@ -169,7 +172,7 @@ class Moments:
         self._require_rows(ddof)
         matrix = self._scatter.clone()
         if self._waiting:
-            rows = self._buffer[: self._waiting]
+            rows = Chunk(self._parts)
             mean = add_rows(matrix, rows, self._peak, _PRODUCT_TYPE[self.precision], self._scratch)
             if self._done:
                 add_outer(matrix, self._done * self._waiting / self.count, mean - self._mean)
@@ -184,7 +187,7 @@ class Moments:
         self._require_rows(ddof)
         total = self._scatter.diagonal().clone()
         if self._waiting:
-            rows = self._buffer[: self._waiting]
+            rows = Chunk(self._parts)
             mean = column_mean(rows)
             between = self._done * self._waiting / self.count * (mean - self._mean).square()
             total += column_squares(rows, mean) + between
@@ -220,7 +223,7 @@ class Moments:
             "count": torch.tensor(self._done),
             "mean": self._mean,
             "scatter": torch.cat([self._scatter[i, i:].cpu() for i in range(self.d)]),
-            "waiting": self._buffer[: self._waiting],
+            "waiting": Chunk(self._parts).tensor() if self._parts else torch.empty((0, self.d)),
         }
 
     @classmethod
@@ -235,22 +238,30 @@ class Moments:
         for i in range(moments.d):
             moments._scatter[i, i:] = tensors["scatter"][start : start + moments.d - i]
             start += moments.d - i
-        moments.update(tensors["waiting"])  # also restores the type of rows that wait
+        moments.update(tensors["waiting"])
         return moments
 
-    def _widen(self, dtype: torch.dtype) -> None:
-        """Let the rows that wait be of a type that holds those to come as well."""
-        wide = torch.promote_types(dtype, self._buffer.dtype)
-        if wide != self._buffer.dtype:
-            narrow, self._buffer = self._buffer, self._room(wide)
-            self._buffer[: self._waiting] = narrow[: self._waiting]
+    def _keep(self, rows: Tensor, *, copy: bool) -> None:
+        """Let rows wait; those copied lie together, so that batches of a few rows become one part."""
+        waiting = self._waiting + len(rows)
+        if copy or rows.device != self.device:
+            room = self._room(rows.dtype)
+            copy_rows(rows, room[self._waiting : waiting])
+            grows = self._grows and bool(self._parts) and self._parts[-1].dtype == rows.dtype
+            begin = self._waiting - (len(self._parts.pop()) if grows else 0)
+            rows = room[begin:waiting]
+            self._grows = True
+        else:
+            self._grows = False
+        self._parts.append(rows)
+        self._waiting = waiting
 
     def _room(self, dtype: torch.dtype) -> Tensor:
         """Memory for a chunk of rows; it takes none until used."""
         if dtype not in self._memory:
             shape = (self.chunk_rows, self.d)
             if self.device.type == "cpu":  # NumPy asks for large pages, which are quicker to touch
-                self._memory[dtype] = torch.from_numpy(np.empty(shape, f"f{dtype.itemsize}"))
+                self._memory[dtype] = torch.from_numpy(np.empty(shape, f"i{dtype.itemsize}")).view(dtype)
             else:
                 self._memory[dtype] = torch.empty(shape, dtype=dtype, device=self.device)
         return self._memory[dtype]
@@ -262,7 +273,7 @@ class Moments:
                 "call update with more"
             )
 
-    def _absorb(self, rows: Tensor, peak: float, precision: Precision) -> None:
+    def _absorb(self, rows: Chunk, peak: float, precision: Precision) -> None:
         """Join a chunk of rows."""
         self._join(add_rows(self._scatter, rows, peak, _PRODUCT_TYPE[precision], self._scratch), len(rows))
 

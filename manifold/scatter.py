@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .chunk import Chunk
 from .errors import NonFiniteError
 
 __all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "column_squares", "copy_rows", "mirror"]
@@ -23,12 +24,12 @@ __all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "co
 # Values in an elementwise step. They stay in cache, and torch (grain 32,768) leaves them to one thread: memory is the
 # limit, and threads of torch's that wait would keep those of the product from running.
 _BLOCK = 30_000
-_ROWS = 1024  # rows multiplied at a time on the CPU: bounds the memory of the operands
+_ROWS = 2048  # rows multiplied at a time on the CPU: bounds the memory of the operands
 _PANEL = 4096  # matrix rows multiplied at a time: bounds the memory of the product
 _WIDEST = 8192  # columns that dsyrk takes at once: OpenBLAS 0.3 crashes in it at 16,384 with several threads
 _TILE = 1024
 _STRIP = 64  # rows of a triangle added at once: what they hold below the diagonal is added in vain
-_SAMPLE = 256  # rows whose mean the others are centred on: it lies a sixteenth of a deviation from that of all
+_SAMPLE = 128  # rows whose mean the others are centred on: it lies a tenth of a deviation from that of all
 _SAFE_MAX = 1e15  # rows between the two have deviations whose squares and sums of squares are in the range of float32
 _SAFE_MIN = 1e-3
 
@@ -48,7 +49,7 @@ class Scratch:
         return torch.from_numpy(memory[: rows * columns].reshape(rows, columns))
 
 
-def column_mean(rows: Tensor) -> Tensor:
+def column_mean(rows: Chunk) -> Tensor:
     """Mean of the rows (n, d) of any floating-point type, (d,) float64, summed in float64.
 
     Raises: NonFiniteError if the sum leaves the range of float64.
@@ -59,16 +60,17 @@ def column_mean(rows: Tensor) -> Tensor:
     return mean
 
 
-def column_squares(rows: Tensor, mean: Tensor) -> Tensor:
+def column_squares(rows: Chunk, mean: Tensor) -> Tensor:
     """Sum over the rows of (x - mean)^2, (d,) float64."""
     return _column_sums(rows, mean)
 
 
-def _column_sums(rows: Tensor, mean: Tensor | None) -> Tensor:
+def _column_sums(rows: Chunk, mean: Tensor | None) -> Tensor:
     """Sum of the rows, or of the squares of their deviations from a mean."""
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    for block in rows.split(_block_rows(rows)):
-        wide = _widened(block, torch.float64)
+    step = _block_rows(rows)
+    for top in range(0, len(rows), step):
+        wide = _widened(rows.read(top, min(top + step, len(rows))), torch.float64)
         total.add_(wide.sum(0) if mean is None else (wide - mean).square_().sum(0))
     return total
 
@@ -78,7 +80,7 @@ def _widened(block: Tensor, dtype: torch.dtype) -> Tensor:
     return block.float().to(dtype) if block.element_size() == 2 else block.to(dtype)
 
 
-def add_rows(scatter: Tensor, rows: Tensor, peak: float, dtype: torch.dtype, scratch: Scratch) -> Tensor:
+def add_rows(scatter: Tensor, rows: Chunk, peak: float, dtype: torch.dtype, scratch: Scratch) -> Tensor:
     """Add (rows - mean)^T (rows - mean) to the upper triangle of `scatter`, and return the mean, (d,) float64.
 
     The rows are centred near their mean, on that of a sample; their sums are taken on the way, and what lies between the two
@@ -86,7 +88,7 @@ def add_rows(scatter: Tensor, rows: Tensor, peak: float, dtype: torch.dtype, scr
 
     Arguments
         scatter: (d, d) float64, contiguous, changed in place.
-        rows: (n, d) of a floating-point type, as it came.
+        rows: (n, d) of floating-point types, as they came.
         peak: largest modulus among the rows. Rows of extreme size are scaled by a power of two, so that no square leaves
             the range of `dtype`.
         dtype: type of the products, float32 or float64.
@@ -123,7 +125,7 @@ def add_rows(scatter: Tensor, rows: Tensor, peak: float, dtype: torch.dtype, scr
 class _Operands:
     """Rows about a point near their mean, scaled by a power of two; a part at a time. And their sums."""
 
-    def __init__(self, rows: Tensor, wide: torch.dtype, exponent: int) -> None:
+    def __init__(self, rows: Chunk, wide: torch.dtype, exponent: int) -> None:
         self.rows, self._wide, self._exponent = rows, wide, exponent
         self.center = _sample_mean(rows).to(wide)
         self.sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
@@ -132,9 +134,10 @@ class _Operands:
         """Fill `out` (m, c) with rows from `top` on and columns from `left` on; `summed` adds them to the sums."""
         right = left + out.shape[1]
         center, sums = self.center[left:right], self.sums[left:right]
-        rows = self.rows[top : top + len(out), left:right]
         step = _block_rows(out)
-        for source, target in zip(rows.split(step), out.split(step), strict=True):
+        for start in range(0, len(out), step):
+            target = out[start : start + step]
+            source = self.rows.read(top + start, top + start + len(target), left, right)
             narrow = out.dtype == torch.float32 == self._wide and self._exponent == 0
             wide = target.copy_(source) if narrow else _widened(source, self._wide)
             if summed:
@@ -147,15 +150,10 @@ class _Operands:
                 target.copy_((wide - center).mul_(math.ldexp(1.0, -self._exponent)))
 
 
-def _sample_mean(rows: Tensor) -> Tensor:
+def _sample_mean(rows: Chunk) -> Tensor:
     """Mean of some rows, drawn at random: rows at equal distances would meet a cycle in them."""
-    drawn = (
-        torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_SAMPLE].sort().values.to(rows.device)
-    )
-    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    for some in drawn.split(_block_rows(rows)):
-        total.add_(_column_sums(rows[some], None))
-    return total / len(drawn)
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_SAMPLE].sort().values
+    return _column_sums(Chunk([rows.select(drawn.tolist())]), None) / len(drawn)
 
 
 def _add_rows_in_place(scatter: Tensor, operands: _Operands, alpha: float, scratch: Scratch) -> None:
@@ -235,12 +233,22 @@ def _add_block(scatter: Tensor, other: Tensor, alpha: float) -> None:
 
 def copy_rows(source: Tensor, target: Tensor) -> None:
     """Copy rows into others of the same shape, at least as wide."""
+    if source.device.type == "cpu" == target.device.type and source.dtype == target.dtype:
+        np.copyto(
+            _bytes(target), _bytes(source)
+        )  # torch's threads, waiting, would keep those of the product from running
+        return
     step = _block_rows(target)
     for rows, room in zip(source.split(step), target.split(step), strict=True):
         room.copy_(rows)
 
 
-def _block_rows(matrix: Tensor) -> int:
+def _bytes(rows: Tensor) -> np.ndarray:
+    """Rows of any floating-point type, bfloat16 among them, as integers of their width."""
+    return rows.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]).numpy()
+
+
+def _block_rows(matrix: Tensor | Chunk) -> int:
     """How many rows an elementwise step takes at once."""
     return max(1, _BLOCK // matrix.shape[1]) if matrix.device.type == "cpu" else _PANEL
 
