@@ -20,7 +20,6 @@ from torch import Tensor
 from index.images import RejectedImage, decode_image
 from index.images.decode import MAX_PIXELS, Crop
 from index.search import Searcher
-from index.workspace import Workspace
 from manifold.errors import InputError, ManifoldWarning, MismatchError, NonFiniteError, ShapeError
 
 from .describe import describe_workspace
@@ -70,7 +69,7 @@ class SearchService:
         """JSON values of the `Info` model."""
         self.rows = len(searcher.workspace.latents)
         self._searcher = searcher
-        self._manifest = _stamp(searcher.workspace)
+        self._manifest = searcher.workspace.stamp
         self._encoder = encoder
         self._thumbnails = thumbnails
         self._search_lock = Lock()
@@ -79,7 +78,7 @@ class SearchService:
     @property
     def outdated(self) -> bool:
         """Whether images were added to the workspace or removed since it was opened; row numbers mean others then."""
-        return _stamp(self._searcher.workspace) != self._manifest
+        return self._searcher.workspace.stamp != self._manifest
 
     @classmethod
     def open(
@@ -216,12 +215,3 @@ class SearchService:
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row.get(name) for name in _RECORD_FIELDS}, "thumbnail": f"/thumbnails/{row['row']}"}
-
-
-def _stamp(workspace: Workspace) -> tuple[int, int, int] | None:
-    """What changes when a manifest is written anew; None without one."""
-    try:
-        found = (workspace.root / "manifest.json").stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

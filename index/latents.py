@@ -6,7 +6,7 @@ error leaves of a latent, and halves the disk; sums over the store are taken in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manifold.errors import FormatError, InputError
+from manifold.errors import FormatError, InputError, MismatchError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,10 +54,22 @@ class LatentStore:
     """Read access to the latents and metadata of a workspace.
 
     Memory: rows are read through memory maps; a pass over the whole store holds one shard's map at a time.
+
+    Arguments
+        root: folder of the workspace. shards: in row order. shape: of a latent.
+        listed: tells which shards the workspace has now. A file's number may come back once images were removed, so a
+            file opened later than that is read only if it is still the shard meant.
     """
 
-    def __init__(self, root: Path, shards: Sequence[Shard], shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        shards: Sequence[Shard],
+        shape: tuple[int, int, int],
+        listed: Callable[[], Collection[Shard]] | None = None,
+    ) -> None:
         self.root = root
+        self._listed = listed
         self.shards = numbered(shards)
         self.shape = shape
         self.d = int(np.prod(shape))
@@ -153,9 +165,11 @@ class LatentStore:
         try:
             mapped = np.load(path, mmap_mode="c", allow_pickle=False)  # what is written stays with the caller
         except FileNotFoundError as error:
+            self._require_listed(number)
             raise FormatError(f"{path} is missing; restore it from a backup or encode again") from error
         except (ValueError, EOFError, OSError) as error:
             raise FormatError(f"{path} is cut off or damaged ({error}); restore it or encode again") from error
+        self._require_listed(number)
         if mapped.shape != expected or mapped.dtype != np.float16:
             raise FormatError(
                 f"{path} must hold {expected} float16, it holds {mapped.shape} {mapped.dtype}; restore it or encode again"
@@ -170,11 +184,19 @@ class LatentStore:
         try:
             table = pq.read_table(path, columns=None if columns is None else list(columns))
         except FileNotFoundError as error:
+            self._require_listed(number)
             raise FormatError(f"{path} is missing; restore it from a backup or encode again") from error
         except (pa.ArrowInvalid, OSError) as error:
             raise FormatError(f"{path} is damaged ({error}); restore it from a backup or encode again") from error
+        self._require_listed(number)
         if table.num_rows != self.shards[number].rows:
             raise FormatError(
                 f"{path} must have {self.shards[number].rows} rows, it has {table.num_rows}; restore it or encode again"
             )
         return table
+
+    def _require_listed(self, number: int) -> None:
+        if self._listed is not None and self.shards[number] not in self._listed():
+            raise MismatchError(
+                f"images were removed from {self.root} since it was opened, rows have other numbers now; open it again"
+            )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -133,6 +133,7 @@ class Workspace:
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root = root
         self.manifest = manifest
+        self._listed: tuple[tuple[int, int, int] | None, frozenset[Shard]] | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -164,8 +165,29 @@ class Workspace:
 
     @cached_property
     def latents(self) -> LatentStore:
-        """The latents and metadata committed when the workspace was opened."""
-        return LatentStore(self.root, self.manifest.shards, self.manifest.recipe.encoder.latent_shape)
+        """The latents and metadata committed when the workspace was opened.
+
+        Reading raises MismatchError where images were removed since then, and rows are other images.
+        """
+        return LatentStore(
+            self.root, self.manifest.shards, self.manifest.recipe.encoder.latent_shape, self._listed_shards
+        )
+
+    @property
+    def stamp(self) -> tuple[int, int, int] | None:
+        """What changes when the manifest on disk is written anew; None without one."""
+        try:
+            found = (self.root / "manifest.json").stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    def _listed_shards(self) -> Collection[Shard]:
+        """The shards that the manifest on disk names now."""
+        stamp = self.stamp
+        if self._listed is None or self._listed[0] != stamp:
+            self._listed = stamp, frozenset(Workspace.open(self.root).manifest.shards)
+        return self._listed[1]
 
     @property
     def stats_path(self) -> Path:

@@ -33,7 +33,6 @@ __all__ = ["Moments", "Precision"]
 Precision = Literal["fast", "exact"]
 
 _FORMAT = "manifold.moments.1"
-_CHUNK_VALUES = 2**26
 _PRODUCT_TYPE = {"fast": torch.float32, "exact": torch.float64}
 
 
@@ -54,9 +53,8 @@ class Moments:
     Raises: InputError if the scatter matrix cannot fit into the machine's memory.
 
     Cost: n d^2 multiply-adds, half of a general product's, and little else: see benchmarks/moments.py. Memory: 8 d^2
-    bytes, of which the lower half is not touched before `covariance`; a chunk of 8192 rows (16,384 where d is at most 4096)
-    of the type they came in, if copied; and up to 25,000 d bytes (`exact`: 50,000 d) for the product of a chunk and its
-    operands. Exact, one pass.
+    bytes, of which the lower half is not touched before `covariance`; a chunk of 16,384 rows of the type they came in, if
+    copied; and up to 33,000 d bytes (`exact`: 66,000 d) for the product of a chunk and its operands. Exact, one pass.
 
     Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
 
@@ -65,6 +63,9 @@ class Moments:
     >>> moments.count, moments.mean.tolist(), moments.covariance().tolist()
     (2, [1.0, 3.0], [[2.0, 4.0], [4.0, 8.0]])
     """
+
+    chunk_rows = 16_384
+    """Rows multiplied at once: work of the order of d^2 comes once a chunk, so chunks are long."""
 
     def __init__(self, d: int, *, precision: Precision = "fast", device: torch.device | str | None = None) -> None:
         if d < 1:
@@ -76,8 +77,6 @@ class Moments:
             _require_memory(d)
         self.d = d
         self.precision: Precision = precision
-        # Rows multiplied at once: work of the order of d^2 comes once a chunk, so chunks are long.
-        self.chunk_rows = min(max(_CHUNK_VALUES // d, 8192), 16_384)
         self._done = 0  # rows inside _mean and _scatter
         self._mean = torch.zeros(d, dtype=torch.float64, device=self.device)
         self._scatter = _untouched_zeros(d, self.device)

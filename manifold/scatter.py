@@ -24,7 +24,7 @@ __all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "co
 # Values in an elementwise step. They stay in cache, and torch (grain 32,768) leaves them to one thread: memory is the
 # limit, and threads of torch's that wait would keep those of the product from running.
 _BLOCK = 30_000
-_ROWS = 2048  # rows multiplied at a time on the CPU: bounds the memory of the operands
+_ROWS = 4096  # rows multiplied at a time on the CPU: bounds the memory of the operands
 _PANEL = 4096  # matrix rows multiplied at a time: bounds the memory of the product
 _WIDEST = 8192  # columns that dsyrk takes at once: OpenBLAS 0.3 crashes in it at 16,384 with several threads
 _TILE = 1024

@@ -20,7 +20,7 @@ from index.search import Searcher
 from index.shards import read_rejects
 from index.verify import verify_workspace
 from index.workspace import Workspace
-from manifold.errors import InputError, ManifoldWarning
+from manifold.errors import InputError, ManifoldWarning, MismatchError
 from manifold.files import load_tensors
 from manifold.moments import Moments
 
@@ -266,3 +266,33 @@ def test_what_cannot_be_removed(root):
     with pytest.raises(InputError, match="no image would be left"):
         remove_images(root, keys(range(200)))
     assert (root / "manifest.json").read_bytes() == before
+
+
+def test_what_was_opened_before_two_removals_reads_no_other_rows(root):
+    """The second removal gives files the numbers, and sizes, of those that the first took away. Whole ones stay."""
+    before = Workspace.open(root)
+    read = before.latents.read([5])
+    late, names = Workspace.open(root), [shard.number for shard in before.manifest.shards]
+    remove_images(root, keys([0]))
+    numbers = [shard.number for shard in Workspace.open(root).manifest.shards]
+    assert not set(numbers) & set(names)
+    remove_images(root, keys([1]))
+    assert {shard.number for shard in Workspace.open(root).manifest.shards} == set(names)
+    np.testing.assert_array_equal(before.latents.read([5]), read)
+    for reading in (
+        lambda: late.latents.read([5]),
+        lambda: next(late.latents.batches(8)),
+        lambda: late.latents.rows([5]),
+    ):
+        with pytest.raises(MismatchError, match="rows have other numbers now; open it again"):
+            reading()
+    assert len(late.latents.read([160])) == 1
+    with pytest.raises(MismatchError, match="since it was opened"):
+        before.latents.rows([5])
+
+
+def test_what_was_opened_before_an_addition_reads_on(root, tmp_path):
+    before = Workspace.open(root)
+    add_images(photos(tmp_path / "more", range(300, 310)), root)
+    assert before.latents.read(range(200)).shape == (200, before.latents.d)
+    assert len(before.latents.metadata()) == 200
