@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from index.encoders.opening import choose_device
 from index.progress import Progress, silent
 from index.statistics import load_manifold
 from index.workspace import Workspace
@@ -56,6 +57,7 @@ def bench_teleport(
     labelled: bool = True,
     per_class: bool = False,
     clip: str | None = None,
+    encoder: str | None = None,
     batch_size: int = 50,
     device: str | None = None,
     progress: Progress = silent,
@@ -74,7 +76,7 @@ def bench_teleport(
         guidance_scale, prompts, labelled, batch_size: see `SeededRuns`.
         per_class: measure the statistics of each image's class too, combined as guidance combines (`ClassFlow`).
         clip: CLIP model, as `index.clip.open_clip_model` takes it, for Frechet distances in its space too; the pictures are
-            decoded by the workspace's autoencoder.
+            decoded by the workspace's autoencoder. encoder: where that lies now, if it moved.
         progress: told of ("paint", network evaluations done, in all).
 
     Raises: InputError for options out of range, or per_class without whole-number labels; NotFittedError; MismatchError if
@@ -84,14 +86,20 @@ def bench_teleport(
     Cost: seeds times the evaluations of all runs and 2.5 times `reference_steps`; guided ones ask the network twice.
     """
     _require(seeds, samplers, evaluations, starts, steps, skips, reference_steps)
+    device = choose_device(device)
     opened = Workspace.open(workspace)
     manifold = load_manifold(opened)
-    embed = None if clip is None else latent_embedder(opened, clip, device=device)
+    embed = None if clip is None else latent_embedder(opened, clip, device=device, encoder=encoder)
     pipeline = open_pipeline(model, device) if model is None or isinstance(model, str | Path) else model
     runs = SeededRuns(
         pipeline, manifold.d, guidance_scale=guidance_scale, prompts=prompts, labelled=labelled, batch_size=batch_size,
         progress=progress,
     )  # fmt: skip
+    for sampler in samplers:
+        for count in (*evaluations, *steps):
+            runs.require(sampler, count)
+    for count in (reference_steps, reference_steps // 2):
+        runs.require("ddim", count)
     solvers: dict[str, Callable[[list[int]], FlowSolver]] = {"all": lambda batch: manifold}
     if per_class:
         classes = _class_manifolds(opened)

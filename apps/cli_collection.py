@@ -16,6 +16,7 @@ from .cli_options import (
     EncoderOption,
     ImagesArgument,
     ModeOption,
+    MovedEncoderOption,
     RankOption,
     RejectsOption,
     SeedOption,
@@ -61,9 +62,9 @@ def encode(
     """
     from index.encode import encode_images
 
-    from .console import long_work, out
+    from .console import RESUMES, long_work, out
 
-    with long_work() as progress:
+    with long_work(RESUMES) as progress:
         made = encode_images(
             images, workspace, image_column=image_column, encoder=encoder, size=size, crop=crop, mode=mode, dtype=dtype,
             tile=tile, device=device, batch_size=batch_size, workers=workers, seed=seed, max_rejects=max_rejects,
@@ -89,11 +90,11 @@ def run(
 
     Example: manifold run photos/ -w ws --size 32
     """
-    from .console import long_work, out
+    from .console import RESUMES, long_work, out
     from .describe import describe_workspace, description_table
     from .run import run_images
 
-    with long_work() as progress:
+    with long_work(RESUMES) as progress:
         run_images(
             images, workspace, image_column=image_column, encoder=encoder, size=size, crop=crop, dtype=dtype,
             device=device, workers=workers, max_rejects=max_rejects, rank=rank, progress=progress,
@@ -108,7 +109,7 @@ def add(
     prefix: Annotated[
         str, typer.Option(help="Put before the keys of this collection, where another has equal ones.")
     ] = "",
-    encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
+    encoder: MovedEncoderOption = None,
     workers: WorkersOption = None,
     max_rejects: RejectsOption = 0.05,
 ) -> None:
@@ -118,9 +119,9 @@ def add(
     """
     from index.add import add_images
 
-    from .console import long_work, out
+    from .console import RESUMES, long_work, out
 
-    with long_work() as progress:
+    with long_work(RESUMES) as progress:
         done = add_images(
             images, workspace, image_column=image_column, prefix=prefix, encoder=encoder, workers=workers,
             max_rejects=max_rejects, progress=progress,
@@ -146,11 +147,11 @@ def remove(
     """
     from index.remove import remove_images
 
-    from .console import long_work, out
+    from .console import RESUMES, long_work, out
     from .keys import read_keys
 
     wanted = [*(keys or []), *(read_keys(keys_from) if keys_from is not None else [])]
-    with long_work() as progress:
+    with long_work(RESUMES) as progress:
         done = remove_images(workspace, wanted, progress=progress)
     gone = f"; not there, or removed before: {len(done.missing):,} keys" if done.missing else ""
     listed = f" and {done.rejects:,} rejects" if done.rejects else ""

@@ -29,11 +29,11 @@ def demo(
 
     Example: manifold demo -w demo-out
     """
-    from .console import long_work, out
+    from .console import RESUMES, long_work, out
     from .demo import run_demo
     from .describe import describe_workspace, description_table
 
-    with long_work() as progress:
+    with long_work(RESUMES) as progress:
         pictures = run_demo(workspace, progress=progress)
     out.print(description_table(describe_workspace(workspace / "workspace")))
     out.print("\nLook at:")
@@ -67,10 +67,10 @@ def train_demo(
 
     Example: manifold train-demo --data cifar10-train.parquet -o demo-model
     """
-    from .console import long_work, out
+    from .console import RESUMES, long_work, out
     from .training.run import train_demo as train
 
-    with long_work() as progress:
+    with long_work(RESUMES) as progress:
         painter = train(
             data, folder, autoencoder_steps=autoencoder_steps, decoder_steps=decoder_steps,
             denoiser_steps=denoiser_steps, minutes=minutes,

@@ -10,6 +10,7 @@ import typer
 
 from .cli_options import (
     JsonOption,
+    MovedEncoderOption,
     WorkspaceArgument,
 )
 
@@ -69,6 +70,7 @@ def explore(
     recording: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A recorded run, for the page Trajectories; repeatable.")
     ] = None,
+    encoder: MovedEncoderOption = None,
     port: Annotated[int, typer.Option(help="Port of 127.0.0.1 to serve at.")] = 8501,
 ) -> None:
     """Look at a workspace in the browser: spectrum, directions, noisy states, neighbours, map, health.
@@ -77,4 +79,4 @@ def explore(
     """
     from .explore import explore as serve
 
-    serve([workspace, *(compare or [])], port=port, recordings=recording or [])
+    serve([workspace, *(compare or [])], port=port, recordings=recording or [], encoder=encoder)

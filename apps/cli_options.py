@@ -17,6 +17,7 @@ __all__ = [
     "ImagesArgument",
     "JsonOption",
     "ModeOption",
+    "MovedEncoderOption",
     "RankOption",
     "RejectsOption",
     "SeedOption",
@@ -42,6 +43,9 @@ ImagesArgument = Annotated[
 EncoderOption = Annotated[
     str,
     typer.Option(help="`pixels`, `demo-vae`, or a diffusers autoencoder: a local folder or a hub id (pipelines too)."),
+]
+MovedEncoderOption = Annotated[
+    str | None, typer.Option("--encoder", help="Where the workspace's encoder lies now, if it moved.")
 ]
 ColumnOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Column with the images, for tables that have several.")

@@ -10,6 +10,7 @@ import typer
 
 from .cli_options import (
     JsonOption,
+    MovedEncoderOption,
     WorkspaceArgument,
 )
 
@@ -93,7 +94,7 @@ def search(
             help="Only rows whose metadata meet it: label=3, label in 1,2, width>=512, caption~dog; repeatable.",
         ),
     ] = None,
-    encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
+    encoder: MovedEncoderOption = None,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -146,7 +147,7 @@ def duplicates(
     sheet: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Write a contact sheet of the largest groups.")
     ] = None,
-    encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
+    encoder: MovedEncoderOption = None,
 ) -> None:
     """Find groups of images whose latents nearly coincide: connected components over all pairs within a distance, exact.
 
@@ -183,7 +184,7 @@ def serve(
         Path | None,
         typer.Option(metavar="IMAGES", help="Where the collection lies, for thumbnails. [default: beside WS, or here]"),
     ] = None,
-    encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
+    encoder: MovedEncoderOption = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Another name that requests may call a local address by; repeatable."),

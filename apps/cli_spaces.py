@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from .cli_options import MovedEncoderOption
+
 __all__ = ["register"]
 
 _Workspace = Annotated[Path, typer.Argument(metavar="WS", help="Folder of the workspace.")]
@@ -37,7 +39,7 @@ def map_(
     min_dist: Annotated[float, typer.Option(help="How closely UMAP packs images, 0 to 1.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of UMAP.")] = 0,
     picture: Annotated[bool, typer.Option(help="Draw the map, with images decoded from their latents.")] = True,
-    encoder: Annotated[str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved.")] = None,
+    encoder: MovedEncoderOption = None,
 ) -> None:
     """Lay the collection out on a plane: a table that embedding-atlas opens, and a picture with thumbnails.
 
@@ -50,11 +52,13 @@ def map_(
     from .map_plot import plot_map
 
     spaces: list[Space] = [space] if space else ["latent", "clip"] if card_path(workspace).is_file() else ["latent"]
+    left = "nothing was written"
     for one in spaces:
-        with long_work() as progress:
+        with long_work(left) as progress:
             made = project_map(
                 workspace, method, space=one, neighbours=neighbours, min_dist=min_dist, seed=seed, progress=progress
             )
+        left = f"{made.path} is written"
         out.print(f"{made.path}: {len(made.points):,} images, each with {made.neighbours.ids.shape[1]} neighbours")
         if picture:
             path, shown = plot_map(workspace, made, encoder=encoder)
@@ -86,9 +90,9 @@ def clip(
     """
     from index.clip import embed_workspace
 
-    from .console import long_work, out
+    from .console import RESUMES, long_work, out
 
-    with long_work() as progress:
+    with long_work(RESUMES) as progress:
         store = embed_workspace(
             workspace, model, images or (), image_column=image_column, device=device, batch_size=batch_size, workers=workers,
             progress=progress,
@@ -108,6 +112,7 @@ def clip_search(
         str | None, typer.Option("--clip", metavar="MODEL", help="Where the CLIP model lies now, if it moved.")
     ] = None,
     device: _Device = None,
+    encoder: MovedEncoderOption = None,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -118,7 +123,9 @@ def clip_search(
     from .clip_query import search_clip
     from .console import out
 
-    answer = search_clip(workspace, query, text=text, row=row, k=k, clip=model, device=device, sheet=sheet)
+    answer = search_clip(
+        workspace, query, text=text, row=row, k=k, clip=model, device=device, encoder=encoder, sheet=sheet
+    )
     if as_json:
         print(json.dumps(answer.to_dict(), indent=2))
         return
@@ -169,6 +176,7 @@ def clip_trajectory(
         str | None, typer.Option("--clip", metavar="MODEL", help="Where the CLIP model lies now, if it moved.")
     ] = None,
     device: _Device = None,
+    encoder: MovedEncoderOption = None,
     as_json: _Json = False,
 ) -> None:
     """Follow generations in CLIP's space: how early the final image's neighbours are there, beside two nulls.
@@ -180,7 +188,8 @@ def clip_trajectory(
 
     with long_work() as progress:
         found = follow_clip(
-            workspace, model, seeds=seeds, steps=steps, k=k, prompts=prompt or (), clip=clip, device=device, progress=progress
+            workspace, model, seeds=seeds, steps=steps, k=k, prompts=prompt or (), clip=clip, device=device, encoder=encoder,
+            progress=progress,
         )  # fmt: skip
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))

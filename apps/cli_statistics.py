@@ -57,13 +57,13 @@ def fit(
     """
     from index.fit import fit_workspace, judge_workspace
 
-    from .console import long_work, out
+    from .console import RESUMES, long_work, out
 
     if drift is not None:
         from .drift import require_comparable
 
         require_comparable(workspace, drift)
-    with long_work() as progress:
+    with long_work(RESUMES) as progress:
         fitted = fit_workspace(
             workspace,
             model=model,
@@ -78,7 +78,7 @@ def fit(
     )
     if "selection" in fitted.metadata:
         out.print(fitted.metadata["selection"])
-    with long_work() as progress:
+    with long_work(RESUMES) as progress:
         if plots is None:
             sentence = judge_workspace(workspace, progress=progress)
         else:

@@ -51,6 +51,9 @@ def bench_teleport(
             metavar="MODEL", help="Frechet distances in the space of this CLIP model too; needs the extra `clip`."
         ),
     ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved; --clip needs it.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images a call.")] = 50,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu. [default: cuda if there is one]")] = None,
     figure: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the curves.")] = None,
@@ -69,8 +72,8 @@ def bench_teleport(
             workspace, model, seeds=seeds, samplers=_words(sampler), evaluations=_numbers("--evaluations", evaluations, int),
             starts=_numbers("--start", start, float), steps=_numbers("--steps", steps, int),
             skips=_numbers("--skip", skip, float), reference_steps=reference_steps, guidance_scale=guidance_scale,
-            prompts=prompt or (), labelled=not no_class, per_class=per_class, clip=clip, batch_size=batch_size,
-            device=device, progress=progress,
+            prompts=prompt or (), labelled=not no_class, per_class=per_class, clip=clip, encoder=encoder,
+            batch_size=batch_size, device=device, progress=progress,
         )  # fmt: skip
     if figure is not None:
         plot_teleport(found, figure)

@@ -55,6 +55,7 @@ def search_clip(
     k: int = 10,
     clip: str | None = None,
     device: str | None = None,
+    encoder: str | None = None,
     sheet: str | Path | None = None,
 ) -> ClipAnswer:
     """Search CLIP embeddings with an image file, with words, or with a row of the collection.
@@ -62,6 +63,7 @@ def search_clip(
     Arguments
         workspace: its folder. query, text, row: one of the three. k: neighbours.
         clip: where the model lies now, if it moved. device: where it runs.
+        encoder: where the workspace's encoder lies now, if it moved; only the sheet needs it.
         sheet: PNG to write, with the neighbours decoded from their latents.
 
     Raises: InputError if not exactly one query is given, or the image cannot be used; all of `ClipSearcher.open`.
@@ -82,7 +84,7 @@ def search_clip(
         hits = searcher.by_image(pixels[None], k)
     answer = ClipAnswer(name, searcher.store.card.spec.id, hits.rows())
     if sheet is not None:
-        decoder, store = opened.encoder(), opened.latents
+        decoder, store = opened.encoder(encoder), opened.latents
         wanted = [found["row"] for found in answer.rows]
         latents = torch.from_numpy(store.read(wanted if row is None else [*wanted, row])).float().view(-1, *store.shape)
         images = list(decoder.decode(latents).permute(0, 2, 3, 1).numpy())

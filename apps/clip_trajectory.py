@@ -20,12 +20,13 @@ from torch import Tensor
 
 from index.clip import ClipModel, ClipSearcher, TrajectoryOverlap, trajectory_overlap
 from index.encoders import Encoder
+from index.encoders.opening import choose_device
 from index.progress import Progress, silent
 from index.search import Searcher
 from manifold.errors import InputError, MismatchError
 from manifold.recording import record
 
-from .seeded_runs import open_pipeline
+from .seeded_runs import open_pipeline, require_steps
 
 __all__ = ["ClipTrajectories", "follow_clip"]
 
@@ -90,6 +91,7 @@ def follow_clip(
     prompts: Sequence[str] = (),
     clip: str | ClipModel | None = None,
     device: str | None = None,
+    encoder: str | None = None,
     progress: Progress = silent,
 ) -> ClipTrajectories:
     """Record generations and follow their CLIP neighbours.
@@ -99,6 +101,7 @@ def follow_clip(
         model: folder or hub id of a diffusers pipeline that takes class labels or prompts; the one that ships unless given.
         seeds: generations; classes or prompts take turns. steps: of the sampler. k: neighbours.
         clip: where the CLIP model lies now, if it moved, or an opened one. device: where both models run.
+        encoder: where the workspace's encoder lies now, if it moved.
         progress: told of ("decode", images done, images in all).
 
     Raises: InputError (options, pipeline); MismatchError if the pipeline's latents are not of the workspace's shape; all of
@@ -108,10 +111,14 @@ def follow_clip(
     """
     if seeds < 2 or steps < 1:
         raise InputError(f"seeds must be at least 2 and steps at least 1, they are {seeds} and {steps}")
+    device = choose_device(device)
     by_clip, by_latent = ClipSearcher.open(workspace, clip, device=device), Searcher.open(workspace)
     opened = by_latent.workspace
-    by_clip.model  # noqa: B018 - a model that is missing is said before anything is painted
+    # What is missing is said before anything is painted.
+    by_clip.model  # noqa: B018
+    decoder = opened.encoder(encoder)
     pipeline = open_pipeline(model, device)
+    require_steps(pipeline.scheduler, steps)
     run = record(
         pipeline,
         **_conditions(pipeline, seeds, prompts),
@@ -125,7 +132,6 @@ def follow_clip(
             "collection with this model's autoencoder at its image size"
         )
     usable = [step for step in range(len(run.alphas)) if float(run.alphas[step]) > 0]
-    decoder = opened.encoder()
     images = []
     for done, step in enumerate(usable):
         progress("decode", done * seeds, len(usable) * seeds)

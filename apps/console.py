@@ -17,7 +17,10 @@ from rich.text import Text
 if TYPE_CHECKING:
     from index.progress import Progress
 
-__all__ = ["err", "long_work", "out", "show_warnings"]
+__all__ = ["RESUMES", "err", "long_work", "out", "show_warnings"]
+
+RESUMES = "what is committed is kept, run the same command again to continue"
+"""What Ctrl-C leaves of a command that goes on where it was stopped."""
 
 out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -47,8 +50,12 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def long_work() -> Iterator[Progress]:
-    """Draw a bar for every stage reported, on the error stream and only where that is a terminal."""
+def long_work(left: str = "nothing was written") -> Iterator[Progress]:
+    """Draw a bar for every stage reported, on the error stream and only where that is a terminal.
+
+    Arguments
+        left: what there is if the work is stopped by Ctrl-C; `RESUMES` where it goes on from there.
+    """
     bars = Bars(
         TextColumn("{task.description:>7}"),
         BarColumn(bar_width=28),
@@ -69,7 +76,7 @@ def long_work() -> Iterator[Progress]:
         with bars:
             yield report
     except KeyboardInterrupt:
-        err.print("stopped; what is committed is kept, run the same command again to continue")
+        err.print(f"stopped; {left}")
         raise typer.Exit(130) from None
 
 

@@ -28,12 +28,17 @@ _SETTINGS = {
 }
 
 
-def server_arguments(workspaces: Sequence[str | Path], port: int, recordings: Sequence[str | Path] = ()) -> list[str]:
+def server_arguments(
+    workspaces: Sequence[str | Path],
+    port: int,
+    recordings: Sequence[str | Path] = (),
+    encoder: str | Path | None = None,
+) -> list[str]:
     """The arguments of `streamlit run`: this machine only, no browser opened, no statistics sent.
 
     Arguments
         workspaces: the folder to explore, then those to lay over it. port: to listen on.
-        recordings: files that `manifold.recording` wrote.
+        recordings: files that `manifold.recording` wrote. encoder: where the folder's encoder lies now, if it moved.
     """
     settings = [f"--{name}={value}" for name, value in {**_SETTINGS, "server.port": str(port)}.items()]
     script = Path(__file__).with_name("explorer") / "main.py"
@@ -44,15 +49,23 @@ def server_arguments(workspaces: Sequence[str | Path], port: int, recordings: Se
         "--",
         *(str(path) for path in workspaces),
         *(f"recording={path}" for path in recordings),
+        *([] if encoder is None else [f"encoder={encoder}"]),
     ]
 
 
-def explore(workspaces: Sequence[str | Path], *, port: int = 8501, recordings: Sequence[str | Path] = ()) -> None:
+def explore(
+    workspaces: Sequence[str | Path],
+    *,
+    port: int = 8501,
+    recordings: Sequence[str | Path] = (),
+    encoder: str | Path | None = None,
+) -> None:
     """Serve the explorer until the process is stopped.
 
     Arguments
         workspaces: the folder to explore, then those whose spectra may be laid over it. port: 1024 to 65535.
         recordings: files of recorded runs, for the page Trajectories.
+        encoder: where the encoder of the folder to explore lies now, if it moved.
 
     Raises: MissingExtraError if streamlit or plotly is not installed; InputError if the port is out of range or taken.
     """
@@ -63,13 +76,13 @@ def explore(workspaces: Sequence[str | Path], *, port: int = 8501, recordings: S
 
     from streamlit.web.cli import main
 
-    _open_ahead(str(workspaces[0]))
-    arguments = server_arguments(workspaces, port, recordings)
+    _open_ahead(str(workspaces[0]), None if encoder is None else str(encoder))
+    arguments = server_arguments(workspaces, port, recordings, encoder)
     sys.argv = ["streamlit", *arguments]
     main(arguments, standalone_mode=False)
 
 
-def _open_ahead(workspace: str) -> None:
+def _open_ahead(workspace: str, encoder: str | None = None) -> None:
     """Open what the first page shows before the first reader comes; a fault is told on the page, to be put right there."""
     from streamlit.logger import set_log_level
 
@@ -79,7 +92,7 @@ def _open_ahead(workspace: str) -> None:
     from .explorer.spectrum import prepare
 
     with suppress(ManifoldError):
-        prepare(open_workspace(workspace))
+        prepare(open_workspace(workspace, encoder))
     set_log_level("INFO")
     # Streamlit collects garbage after every run of a page, and to look through all that is imported by now takes three times
     # as long as to answer a slider.

@@ -70,7 +70,8 @@ def write_report(
     Returns: Report.
 
     Raises: NotFittedError if there is no such model or no statistics; MismatchError if the workspace's latents are not the
-        model's; InputError for another kind of pipeline, or too few seeds or rows; StorageError.
+        model's; InputError for another kind of pipeline, too few seeds or rows, or steps that its sampler
+        cannot make; StorageError.
 
     Cost: see `manifold_apps.report_measure.measure_model`; about a minute on two cores for the demo model.
     """
@@ -154,7 +155,10 @@ def _sections(found: Findings, encoder: Encoder, folder: Path) -> list[Section]:
     )
     claim, explained = about_explained(found.explained)
     anticipation = (
-        Section("Anticipation", "Not measured: the workspace has no index. Run manifold index, then this report again.")
+        Section(
+            "Anticipation",
+            "Not measured: the workspace has no index that fits it. Run manifold index, then this report again.",
+        )
         if found.anticipation is None
         else section(
             "Are the final neighbours known early?",

@@ -22,7 +22,7 @@ from manifold.denoiser import Denoiser, DiffusersDenoiser
 from manifold.diagnostics import Diagnostics, diagnose
 from manifold.emergence import Emergence, measure_emergence
 from manifold.empirical import EmpiricalDenoiser
-from manifold.errors import InputError, MismatchError, NotFittedError
+from manifold.errors import FormatError, InputError, MismatchError, NotFittedError
 from manifold.gaussian import GaussianManifold
 from manifold.mixture_fit import fit_mixture
 from manifold.nulls import isotropic
@@ -41,6 +41,7 @@ __all__ = ["Explained", "Findings", "Targets", "measure_model", "model_encoder",
 _PUSHED = (0, 3, 15)
 """Ranks of the eigenvectors along which states are pushed."""
 _PUSHED_STATES = 8
+_LEAST_ROWS = 20
 _HELD_OUT = 192
 _LEVELS = 10
 _PICTURED = 3
@@ -92,9 +93,9 @@ class Explained:
 class Findings:
     """All of it.
 
-    `anticipation` is None where the workspace has no index. `stepped_variance` is the total variance that samples would have
-    if the network were the Gaussian's and the sampler took the same steps; None for samplers of higher order, and where the
-    sampler clips.
+    `anticipation` is None where the workspace has no index that fits it. `stepped_variance` is the total variance that
+    samples would have if the network were the Gaussian's and the sampler took the same steps; None for samplers of higher
+    order, and where the sampler clips.
     """
 
     gaussian: GaussianManifold
@@ -162,6 +163,11 @@ def measure_model(workspace: Workspace, model: FlowModel, *, seeds: int = 64, pr
     """
     if seeds < 4:
         raise InputError(f"a report needs at least 4 seeds, it got {seeds}")
+    if len(workspace.latents) < _LEAST_ROWS:
+        raise InputError(
+            f"a report needs at least {_LEAST_ROWS} latents, {workspace.root} holds {len(workspace.latents)}; add images "
+            "with manifold add"
+        )
     gaussian = load_manifold(workspace)
     if gaussian.eigvals.numel() == 0:
         raise NotFittedError(f"{workspace.root} has a model without directions; run: manifold fit {workspace.root}")
@@ -172,6 +178,7 @@ def measure_model(workspace: Workspace, model: FlowModel, *, seeds: int = 64, pr
             f"The model's own {model.replaced_scheduler} draws noise at every step; trajectories are those of DDIM over the "
             "same noise schedule, which has a closed form to compare with."
         )
+    searcher = _searcher(workspace, remarks)
     recording = model.sample(list(range(seeds)), progress)
     shuffled = model.sample_shuffled(list(range(min(seeds, _SHUFFLED_SEEDS))), progress)
     levels = recording.alphas, recording.sigmas
@@ -191,7 +198,7 @@ def measure_model(workspace: Workspace, model: FlowModel, *, seeds: int = 64, pr
         ),
         perturbations=_perturbations(gaussian, model, recording, progress),
         explained=explained,
-        anticipation=_anticipation(workspace, recording, progress, remarks),
+        anticipation=None if searcher is None else _anticipation(searcher, recording, progress),
         stepped_variance=_stepped_variance(gaussian, model, recording),
         remarks=remarks,
     )
@@ -309,8 +316,6 @@ def _explained(
     workspace: Workspace, gaussian: GaussianManifold, model: FlowModel, recording: Recording, progress: Progress
 ) -> Explained:
     store = workspace.latents
-    if len(store) < 20:
-        raise InputError(f"a report needs at least 20 latents, {workspace.root} holds {len(store)}")
     parts = max(5, math.ceil(len(store) / _HELD_OUT))
     held, kept = RowSubset(store, parts, [0]), RowSubset(store, parts, range(1, parts))
     x0 = torch.cat([torch.from_numpy(batch).float() for batch in held.batches(2048)])[:_HELD_OUT]
@@ -354,13 +359,20 @@ def _explained_levels(gaussian: GaussianManifold, recording: Recording) -> list[
     return torch.logspace(math.log10(high), math.log10(low), _LEVELS, dtype=torch.float64).tolist()
 
 
-def _anticipation(
-    workspace: Workspace, recording: Recording, progress: Progress, remarks: list[str]
-) -> Anticipation | None:
+def _searcher(workspace: Workspace, remarks: list[str]) -> Searcher | None:
+    """The index, opened before the long work; None, and a remark, where there is none that fits."""
+    name = workspace.root.name
     if not workspace.index_path.is_file():
-        remarks.append(f"Section 9 needs an index, which {workspace.root.name} does not have; run: manifold index WS.")
+        remarks.append(f"Section 9 needs an index, which {name} does not have; run: manifold index WS.")
         return None
-    searcher = Searcher.open(workspace.root)
+    try:
+        return Searcher.open(workspace.root)
+    except (NotFittedError, MismatchError, FormatError) as error:
+        remarks.append(f"Section 9 needs an index that fits: {str(error).replace(str(workspace.root), name)}.")
+        return None
+
+
+def _anticipation(searcher: Searcher, recording: Recording, progress: Progress) -> Anticipation:
     return measure_anticipation(
         searcher, recording.x_t, recording.x0_hat, recording.alphas, recording.sigmas, progress=progress
     )

@@ -27,6 +27,8 @@ from manifold.recording import Recording, record
 from manifold.schedule import NoiseSchedule
 from manifold.teleport import first_orders, starts, timesteps_from
 
+from .seeded_runs import require_steps
+
 __all__ = ["SUPPORTED", "FlowModel", "open_flow_model"]
 
 SUPPORTED = ("ClassConditionalPipeline", "DiTPipeline", "LDMPipeline", "DDPMPipeline", "DDIMPipeline")
@@ -161,7 +163,8 @@ def open_flow_model(model: str | Path | Any, steps: int = 25) -> FlowModel:
             of `SUPPORTED`.
         steps: of its sampler.
 
-    Raises: NotFittedError if there is no such folder; InputError for a pipeline that is not supported.
+    Raises: NotFittedError if there is no such folder; InputError for a pipeline that is not supported, or a number of
+        steps that its sampler cannot make.
     """
     pipeline, name = _opened(model)
     kind = type(pipeline).__name__
@@ -169,6 +172,7 @@ def open_flow_model(model: str | Path | Any, steps: int = 25) -> FlowModel:
         raise InputError(
             f"the report needs an unconditional or class-conditional pipeline ({', '.join(SUPPORTED)}), {name} is a {kind}"
         )
+    require_steps(pipeline.scheduler, steps)
     pipeline.set_progress_bar_config(disable=True)
     scheduler, replaced = pipeline.scheduler, None
     if _draws_noise(scheduler):

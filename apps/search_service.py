@@ -19,11 +19,12 @@ from torch import Tensor
 
 from index.images import RejectedImage, decode_image
 from index.images.decode import MAX_PIXELS, Crop
+from index.originals import find_originals
 from index.search import Searcher
 from manifold.errors import InputError, ManifoldWarning, MismatchError, NonFiniteError, ShapeError
 
 from .describe import describe_workspace
-from .thumbnails import Thumbnails, find_collection
+from .thumbnails import Thumbnails
 
 if TYPE_CHECKING:
     from index.encoders import Encoder
@@ -94,16 +95,16 @@ class SearchService:
 
         Arguments
             workspace: its folder. limits: of requests.
-            images: where the collection lies, see `find_collection`. encoder: where the encoder lies now, if it moved.
+            images: where a collection lies, see `find_originals`. encoder: where the encoder lies now, if it moved.
             thumbnail_px: longest side of a thumbnail.
 
-        Raises: all of `Searcher.open` and `find_collection`; InputError or MismatchError if the `encoder` named cannot be
+        Raises: all of `Searcher.open` and `find_originals`; InputError or MismatchError if the `encoder` named cannot be
             used. An encoder that is not named and cannot be opened is warned of: latents can still be searched with.
         """
         limits = limits or Limits()
         searcher = Searcher.open(workspace)
         opened = searcher.workspace
-        collection = find_collection(opened, images)
+        originals = find_originals(opened, images)
         found: Encoder | None = None
         try:
             if encoder is not None or opened.manifest.recipe.encoder.image_size:
@@ -113,14 +114,14 @@ class SearchService:
                 raise
             warnings.warn(f"images cannot be searched with, only latents: {error}", ManifoldWarning, stacklevel=2)
         lock = Lock()
-        thumbnails = Thumbnails(opened, collection, found, side_px=thumbnail_px, lock=lock)
+        thumbnails = Thumbnails(opened, originals, found, side_px=thumbnail_px, lock=lock)
         described = describe_workspace(workspace)
         info = {
             **{name: described[name] for name in _INFO_FIELDS},
             "name": opened.root.resolve().name,
             "latent_shape": opened.latents.shape,
             "accepts_images": found is not None,
-            "pictures": "images" if collection is not None else "latents" if found is not None else "none",
+            "pictures": "images" if originals is not None else "latents" if found is not None else "none",
             "limits": {name: getattr(limits, name) for name in ("max_body_bytes", "max_image_pixels", "max_k")},
         }
         return cls(searcher, found, thumbnails, info, limits, lock)

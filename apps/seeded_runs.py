@@ -14,13 +14,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from index.encoders.opening import choose_device
 from index.progress import Progress, silent
 from manifold.errors import InputError, MismatchError
 from manifold.files import read_json
 from manifold.pipeline_families import visited_levels
 from manifold.teleport import FlowSolver, teleport
 
-__all__ = ["Sampler", "SeededRuns", "open_pipeline"]
+__all__ = ["Sampler", "SeededRuns", "open_pipeline", "require_steps"]
 
 Sampler = Literal["ddim", "dpm", "unipc"]
 
@@ -34,13 +35,13 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 def open_pipeline(model: str | Path | None, device: str | None = None) -> Any:
     """The pipeline in a folder or of a hub id; the one that ships with the project if none is named.
 
-    Raises: InputError if there is none; NotFittedError if the project's own was never made.
+    Raises: InputError if there is none, or no such device; NotFittedError if the project's own was never made.
     """
     import diffusers
 
     from manifold.demo_model import MODEL_FOLDER, load_demo_model
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = choose_device(device)
     folder = MODEL_FOLDER if model is None else Path(model)
     card = folder / "model_index.json"
     if model is None or (card.is_file() and read_json(card).get("_class_name") == "ClassConditionalPipeline"):
@@ -55,6 +56,13 @@ def open_pipeline(model: str | Path | None, device: str | None = None) -> Any:
         raise InputError(f"{model} cannot be opened as a diffusers pipeline: {str(error).splitlines()[0]}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(place)
+
+
+def require_steps(scheduler: Any, steps: int) -> None:
+    """Raise InputError unless a scheduler of diffusers can make so many steps: one to as many as it was trained with."""
+    most = int(scheduler.config.num_train_timesteps)
+    if not 1 <= steps <= most:
+        raise InputError(f"a {type(scheduler).__name__} makes 1 to {most:,} steps, {steps:,} were asked for")
 
 
 class SeededRuns:
@@ -119,6 +127,14 @@ class SeededRuns:
         """Say how many network evaluations `paint` will make in all, for `progress`."""
         self._done, self._planned = 0, evaluations
 
+    def require(self, sampler: Sampler, steps: int) -> None:
+        """Raise InputError unless diffusers can make a run of so many steps."""
+        require_steps(self._scheduler(sampler), steps)
+        if not self._possible(sampler, steps):
+            raise InputError(
+                f"diffusers cannot make {steps} steps of {sampler}: one would be at timestep -1; ask for one step fewer"
+            )
+
     def ratios(self, sampler: Sampler, steps: int) -> Tensor:
         """sigma / alpha at each step of a sampler, (steps,) float64, falling."""
         if (sampler, steps) not in self._ratios:
@@ -159,10 +175,7 @@ class SeededRuns:
         Raises: InputError for a number of steps that diffusers cannot make; MismatchError if the pipeline's latents are not
             of length d; what the pipeline raises.
         """
-        if not self._possible(sampler, steps):
-            raise InputError(
-                f"diffusers cannot make {steps} steps of {sampler}: one would be at timestep -1; ask for one step fewer"
-            )
+        self.require(sampler, steps)
         painted = []
         with self._sampling(sampler):
             for low in range(0, len(seeds), self.batch_size):

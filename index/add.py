@@ -88,7 +88,8 @@ def add_images(
         before = opened.manifest
         fingerprint = collection.fingerprint()
         words = ["manifold", "add", "WS", collection.name, *(["--prefix", prefix] if prefix else [])]
-        addition = Addition(collection.name, fingerprint, 0, shlex.join(words))
+        words += ["--image-column", image_column] if image_column else []
+        addition = Addition(collection.name, fingerprint, 0, shlex.join(words), image_column)
         with ShardWriter(opened, _account(opened, addition)) as writer:
             if isinstance(collection, EmbeddingSource):
                 new, total = _new_rows(collection, known, prefix), len(collection)
@@ -133,6 +134,10 @@ class _NewImages:
             seen.add(key)
             if len(seen) > start:
                 yield replace(ref, key=key)
+
+    def position(self, image_path: str) -> int | None:
+        """Number among the new images of the one with this address; None if there is none."""
+        return next((place for place, ref in enumerate(self.refs()) if ref.image_path == image_path), None)
 
     def fingerprint(self) -> str:
         """That of the whole collection."""

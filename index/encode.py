@@ -111,6 +111,7 @@ def encode_images(
         crop=crop_used,
         batch_size=batch,
         shard_rows=shard_rows or max(1, min(SHARD_ROWS, SHARD_BYTES // (2 * spec.d))),
+        image_column=None if opened is None else image_column,
     )
     root = Path(workspace)
     with writing(root):
@@ -183,6 +184,7 @@ def begin_workspace(root: Path, recipe: Recipe) -> Workspace:
 def _command(recipe: Recipe) -> str:
     spec = recipe.encoder
     words = ["manifold", "encode", recipe.source, "-w", "WS"]
+    words += ["--image-column", recipe.image_column] if recipe.image_column else []
     if recipe.crop != "none":
         words += ["--encoder", spec.id, "--size", str(spec.image_size), "--crop", recipe.crop]
         words += ["--mode", spec.mode, "--dtype", spec.dtype]

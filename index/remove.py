@@ -112,14 +112,23 @@ def _selected(workspace: Workspace, keys: Sequence[str]) -> tuple[np.ndarray, li
     import pyarrow.compute as pc
 
     asked = list(dict.fromkeys(keys))
+    possible = [key for key in asked if _is_utf8(key)]  # no row has another, and pyarrow takes none
     column = workspace.latents.metadata(["key"]).column("key")
-    gone = pc.is_in(column, pa.array(asked, pa.string())).to_numpy(zero_copy_only=False)
+    gone = pc.is_in(column, pa.array(possible, pa.string())).to_numpy(zero_copy_only=False)
     if gone.all():
         raise InputError(f"no image would be left in {workspace.root}; delete the folder instead")
     rejects = [reject for reject in read_rejects(workspace) if reject["input"] < workspace.manifest.next_input]
     found = {*pc.filter(column, pa.array(gone)).to_pylist(), *(reject["key"] for reject in rejects)}
     left = [reject for reject in rejects if reject["key"] not in set(asked)]
     return gone, left, tuple(key for key in asked if key not in found)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _require_enough(workspace: Workspace, left: int) -> None:

@@ -7,6 +7,7 @@ process killed anywhere leaves either the state before the commit or the state a
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from manifold.errors import FormatError, NonFiniteError
-from manifold.files import atomic_path, sha256_file, storage_errors
+from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file, storage_errors
 
 from .latents import Shard, latents_file, metadata_file
 from .workspace import Workspace
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["ShardWriter", "read_rejects", "remove_uncommitted", "shorter_rejects_path", "write_rejects"]
+
+_SHARD_FILE = re.compile(
+    rf"latents/({re.escape(TEMPORARY_PREFIX)})?latents_\d{{5,}}\.npy"
+    rf"|metadata/({re.escape(TEMPORARY_PREFIX)})?metadata_\d{{5,}}\.parquet"
+)
+"""What shards are called below the root, finished or half-written."""
 
 
 def _metadata_schema() -> pa.Schema:
@@ -88,7 +95,10 @@ def shorter_rejects_path(workspace: Workspace) -> Path:
 
 
 def remove_uncommitted(workspace: Workspace) -> int:
-    """Delete what the manifest does not name and killed runs leave: files of shards, a list of rejects; returns how many."""
+    """Delete what the manifest does not name and killed runs leave: files of shards, a list of rejects; returns how many.
+
+    Whatever else lies in their folders, as a file manager or a notebook leaves it, is not ours: it stays and does not count.
+    """
     import pyarrow.parquet as pq
 
     root = workspace.root
@@ -96,7 +106,8 @@ def remove_uncommitted(workspace: Workspace) -> int:
         file(root, shard.number) for shard in workspace.manifest.shards for file in (latents_file, metadata_file)
     }
     folders = [folder for folder in (root / "latents", root / "metadata") if folder.is_dir()]
-    left = [path for folder in folders for path in folder.iterdir() if path not in committed]
+    found = [path for folder in folders for path in folder.iterdir() if path not in committed]
+    left = [path for path in found if _SHARD_FILE.fullmatch(path.relative_to(root).as_posix()) and path.is_file()]
     for path in left:
         path.unlink()
     shorter = shorter_rejects_path(workspace)
@@ -129,7 +140,7 @@ class _GrowingShard:
         """Add rows (m, d) float16 with their metadata. Raises: StorageError."""
         with storage_errors(self.path):
             self._file.write(np.ascontiguousarray(rows).data)
-        self.records.extend(records)
+        self.records.extend(map(_with_label_that_fits, records))
 
     def finish(self) -> None:
         """Write the final row count and rename the file into place. Raises: StorageError."""
@@ -147,6 +158,12 @@ class _GrowingShard:
         facts = {"descr": "<f2", "fortran_order": False, "shape": (len(self.records), self._d)}
         np.lib.format.write_array_header_1_0(header, facts)
         return header.getvalue()
+
+
+def _with_label_that_fits(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record, without its label if that does not fit into 64 bits with a sign, as those of a table without signs may."""
+    label = record.get("label")
+    return {**record, "label": None} if isinstance(label, int) and not -(2**63) <= label < 2**63 else record
 
 
 class _Discarded(Exception):

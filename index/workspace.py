@@ -50,6 +50,8 @@ class Recipe:
     """How an image becomes square: `center` or `squash`; `none` for imported embeddings."""
     batch_size: int
     shard_rows: int
+    image_column: str | None = None
+    """Column with the images, if it was named."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Addition:
     """Images of it that were new, usable or not."""
     command: str
     """The command that added them, run beside the collection."""
+    image_column: str | None = None
+    """Column with the images, if it was named."""
 
 
 @dataclass(frozen=True)

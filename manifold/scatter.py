@@ -29,7 +29,7 @@ _PANEL = 4096  # matrix rows multiplied at a time: bounds the memory of the prod
 _WIDEST = 8192  # columns that dsyrk takes at once: OpenBLAS 0.3 crashes in it at 16,384 with several threads
 _TILE = 1024
 _STRIP = 64  # rows of a triangle added at once: what they hold below the diagonal is added in vain
-_SAMPLE = 128  # rows whose mean the others are centred on: it lies a tenth of a deviation from that of all
+_SAMPLE = 256  # rows whose mean the others are centred on: it lies a sixteenth of a deviation from that of all
 _SAFE_MAX = 1e15  # rows between the two have deviations whose squares and sums of squares are in the range of float32
 _SAFE_MIN = 1e-3
 

@@ -115,7 +115,7 @@ def test_frechet_distances_in_the_space_of_clip(root, monkeypatch):
     rotation = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
     seen = []
 
-    def embedder(workspace, clip, device=None):
+    def embedder(workspace, clip, device=None, encoder=None):
         assert clip == "stand-in"
 
         def embed(latents):
@@ -326,9 +326,14 @@ def test_errors(root, tmp_path):
         ({"starts": (-1.0,)}, "starts must be above 0"),
         ({"skips": (1.0,)}, "between 0 and 1"),
         ({"reference_steps": 9}, "even number of steps"),
+        ({"reference_steps": 1002}, "makes 1 to 1,000 steps, 1,002 were asked for"),
+        ({"evaluations": (1001,)}, "makes 1 to 1,000 steps, 1,001 were asked for"),
+        ({"steps": (2000,)}, "makes 1 to 1,000 steps, 2,000 were asked for"),
+        ({"device": "gpu"}, "'gpu' is no device"),
     ):
         with pytest.raises(InputError, match=words):
             bench_teleport(root, pipeline, **{"seeds": 4, **options})
+    assert not hasattr(pipeline, "asked"), "nothing was painted"
     with pytest.raises(InputError, match="neither class labels nor prompts"):
         bench_teleport(root, tiny_ddpm())
     flow = tiny_latent(diffusers.FlowMatchEulerDiscreteScheduler())

@@ -1,5 +1,6 @@
 """The command: what it prints, its exit codes, and that an error is one sentence."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -194,6 +195,39 @@ def test_debug_keeps_the_traceback(tmp_path):
     done = manifold("--debug", "info", tmp_path / "nowhere")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work", "left"),
+    [
+        (("verify", "WS"), "index.verify.verify_workspace", "nothing was written"),
+        (("index", "WS"), "index.build.build_index", "nothing was written"),
+        (("duplicates", "WS"), "index.duplicates.find_duplicates", "nothing was written"),
+        (("map", "WS", "--method", "pca"), "index.projection.project_map", "nothing was written"),
+        (("clip-compare", "WS"), "index.spaces.compare_spaces", "nothing was written"),
+        (("clip-trajectory", "WS"), "manifold_apps.clip_trajectory.follow_clip", "nothing was written"),
+        (("report", "WS", "--model", "demo"), "manifold_apps.report.write_report", "nothing was written"),
+        (("bench-teleport", "WS"), "manifold_apps.bench_teleport.bench_teleport", "nothing was written"),
+        (("fit", "WS"), "index.fit.fit_workspace", "to continue"),
+        (("encode", "photos", "-w", "WS"), "index.encode.encode_images", "to continue"),
+        (("run", "photos", "-w", "WS"), "manifold_apps.run.run_images", "to continue"),
+        (("add", "WS", "photos"), "index.add.add_images", "to continue"),
+        (("remove", "WS", "00"), "index.remove.remove_images", "to continue"),
+        (("clip", "WS", "--clip", "a/b"), "index.clip.embed_workspace", "to continue"),
+        (("train-demo", "--data", "photos"), "manifold_apps.training.run.train_demo", "to continue"),
+        (("demo",), "manifold_apps.demo.run_demo", "to continue"),
+    ],
+)
+def test_ctrl_c_says_what_is_left(workspace, monkeypatch, arguments, work, left):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    module, _, name = work.rpartition(".")
+    monkeypatch.setattr(importlib.import_module(module), name, stopped)
+    done = CliRunner().invoke(app, [str(workspace) if word == "WS" else word for word in arguments])
+    assert done.exit_code == 130, done.output
+    assert done.stderr.startswith("stopped; ")
+    assert done.stderr.rstrip().endswith(left)
 
 
 def test_wrong_usage_exits_with_two(workspace):

@@ -1,6 +1,7 @@
 """Latents seen by CLIP: decoded, resized and embedded as by hand, with a stand-in and with a real open_clip model."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ from helpers import make_workspace
 from manifold_apps.clip_embedding import latent_embedder
 from PIL import Image
 from tiny_clip import projection_model, save_tiny_clip
+from tiny_models import save_tiny_kl
 
 import index.clip
+from index.encoders import open_encoder
 from index.workspace import Workspace
+from manifold.errors import InputError
 
 HAVE_OPEN_CLIP = importlib.util.find_spec("open_clip") is not None
 needs_open_clip = pytest.mark.skipif(not HAVE_OPEN_CLIP, reason="needs open_clip: pip install 'latent-manifold[clip]'")
@@ -33,6 +37,18 @@ def pictures(latents, side):
         resized = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
         found.append(torch.from_numpy(np.array(resized)).permute(2, 0, 1))
     return torch.stack(found)
+
+
+def test_an_encoder_that_moved_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(index.clip, "open_clip_model", lambda name, device=None: projection_model())
+    spec = open_encoder(str(save_tiny_kl(tmp_path / "vae")), SIDE).spec
+    rows = np.random.default_rng(0).normal(size=(3, spec.d)).astype(np.float16)
+    made = make_workspace(tmp_path / "ws", rows, spec.latent_shape)
+    made.commit(recipe=replace(made.manifest.recipe, encoder=spec))
+    (tmp_path / "vae").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="say where it lies with --encoder"):
+        latent_embedder(made, "projection")
+    assert latent_embedder(made, "projection", encoder=str(tmp_path / "moved"))(torch.zeros(2, spec.d)).shape[0] == 2
 
 
 def test_latents_are_decoded_resized_and_embedded(workspace, monkeypatch):

@@ -1,6 +1,7 @@
 """The command clip-trajectory: its figures by sets and cosines written out, with a network of one matrix for CLIP."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -92,6 +93,10 @@ def test_the_table_holds_the_figures_of_the_first_and_the_last_step(followed):
 def test_what_does_not_fit_is_said(root, tmp_path):
     with pytest.raises(InputError, match="seeds must be at least 2"):
         follow_clip(root / "ws", seeds=1)
+    with pytest.raises(InputError, match="'gpu' is no device"):
+        follow_clip(root / "ws", device="gpu")
+    with pytest.raises(InputError, match="makes 1 to 1,000 steps, 2,000 were asked for"):
+        follow_clip(root / "ws", str(root / "painter"), seeds=2, steps=2000, clip=projection_model())
     unlabelled = quiet(LatentPipeline(tiny_unet(4), tiny_vae(), DDIMScheduler()))
     with pytest.raises(InputError, match="give at least one --prompt"):
         _conditions(unlabelled, 2, ())
@@ -102,6 +107,25 @@ def test_what_does_not_fit_is_said(root, tmp_path):
     embed_workspace(tmp_path / "ws", projection_model(), workers=0)
     with pytest.raises(MismatchError, match=r"latents are \(4, 8, 8\), the workspace's \(3, 8, 8\)"):
         follow_clip(tmp_path / "ws", str(root / "painter"), seeds=2, steps=2, clip=projection_model())
+
+
+def test_an_encoder_that_moved_is_named(root, tmp_path, monkeypatch):
+    from manifold_apps import clip_trajectory
+    from manifold_apps.clip_query import search_clip
+
+    home = shutil.copytree(root, tmp_path / "home")
+    (home / "painter").rename(tmp_path / "moved")
+    monkeypatch.setattr(clip_trajectory, "record", lambda *a, **k: pytest.fail("the encoder comes first"))
+    with pytest.raises(InputError, match="say where it lies with --encoder"):
+        follow_clip(home / "ws", str(tmp_path / "moved"), seeds=2, steps=2, clip=projection_model())
+    monkeypatch.undo()
+    moved = {"encoder": str(tmp_path / "moved" / "vae")}
+    followed = follow_clip(home / "ws", str(tmp_path / "moved"), seeds=2, steps=2, clip=projection_model(), **moved)
+    assert followed.seeds == 2
+    with pytest.raises(InputError, match="say where it lies with --encoder"):
+        search_clip(home / "ws", row=3, sheet=tmp_path / "a.png")
+    search_clip(home / "ws", row=3, sheet=tmp_path / "a.png", **moved)
+    assert (tmp_path / "a.png").is_file()
 
 
 def test_the_command_prints_a_table_and_json(root, monkeypatch):

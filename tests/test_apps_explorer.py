@@ -20,6 +20,7 @@ pytest.importorskip("plotly", reason="needs the explorer extra")
 from manifold_apps.explore import explore, server_arguments
 from manifold_apps.run import run_images
 from streamlit.testing.v1 import AppTest
+from tiny_models import save_tiny_kl
 
 from manifold.errors import InputError, MissingExtraError
 
@@ -47,6 +48,15 @@ def write_pictures(folder: Path, count: int) -> Path:
 def workspace(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("explorer")
     run_images(write_pictures(root / "pictures", 120), root / "ws", encoder="pixels", size=SIDE, workers=0)
+    return root / "ws"
+
+
+@pytest.fixture(scope="module")
+def vae_workspace(tmp_path_factory) -> Path:
+    """Encoded by an autoencoder in a folder beside it."""
+    root = tmp_path_factory.mktemp("vae")
+    vae = save_tiny_kl(root / "vae")
+    run_images(write_pictures(root / "pictures", 40), root / "ws", encoder=str(vae), size=16, workers=0)
     return root / "ws"
 
 
@@ -143,6 +153,34 @@ def test_a_workspace_that_was_repaired_is_shown(workspace, tmp_path):
     (copy / "manifest.json").write_bytes(kept)
     sound(page.button[0].click().run())
     assert page.title[0].value == "Spectrum"
+
+
+@pytest.mark.parametrize("part", ["index/image.index", "vae"])
+def test_what_was_missing_is_looked_for_again_when_its_files_change(vae_workspace, tmp_path, part):
+    from manifold_apps.explorer.loading import open_workspace
+
+    home = shutil.copytree(vae_workspace.parent, tmp_path / "home")
+    lies = home / "vae" if part == "vae" else home / "ws" / part
+    away = lies.rename(tmp_path / "away")
+    lacking = open_workspace(str(home / "ws"))
+    assert list(lacking.missing) == ["encoder" if part == "vae" else "searcher"]
+    assert open_workspace(str(home / "ws")) is lacking, "as long as nothing changes it is not tried again"
+    away.rename(lies)
+    whole = open_workspace(str(home / "ws"))
+    assert whole.missing == {}
+    assert open_workspace(str(home / "ws")) is whole
+
+
+def test_an_encoder_that_moved_is_named(vae_workspace, tmp_path):
+    home = shutil.copytree(vae_workspace.parent, tmp_path / "home")
+    (home / "vae").rename(tmp_path / "elsewhere")
+    main = Path(__file__).parents[1] / "apps" / "explorer" / "main.py"
+    for named in ([], [tmp_path / "elsewhere"]):
+        arguments = server_arguments([home / "ws"], 9000, encoder=named[0] if named else None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["main.py", *arguments[arguments.index("--") + 1 :]])
+            page = sound(AppTest.from_file(str(main), default_timeout=60).run())
+        assert any("say where it lies with --encoder" in text for text in captions(page)) == (not named)
 
 
 def test_spectrum_shows_the_eigenvalues(workspace):
@@ -392,6 +430,29 @@ def test_health_names_what_is_wrong(workspace):
     page.toggle(key="duplicates").set_value(True).run()
     sound(page)
     assert any("rows 3, 120" in text and "at most 0 from" in text for text in captions(page)), captions(page)
+
+
+def test_health_counts_what_was_added_and_removed(tmp_path):
+    from index.add import add_images
+    from index.remove import remove_images
+    from index.shards import read_rejects, write_rejects
+    from index.workspace import Workspace
+
+    root = tmp_path / "ws"
+    run_images(write_pictures(tmp_path / "pictures", 40), root, encoder="pixels", size=SIDE, workers=0, max_rejects=1)
+    add_images(write_pictures(tmp_path / "more", 12), root, prefix="more/", workers=0, max_rejects=1)
+    remove_images(root, ["003"])
+    opened = Workspace.open(root)
+    rejects = read_rejects(opened)
+    # As an addition leaves them that was stopped before its first shard.
+    write_rejects(opened, [*rejects, {**rejects[-1], "input": opened.manifest.next_input + 1}])
+    page = open_page("health", root)
+    shown = {metric.label: metric.value for metric in page.metric}
+    manifest = opened.manifest
+    assert (manifest.inputs, manifest.count, manifest.rejects, manifest.removed) == (58, 53, 4, 1)
+    counts = [shown[name] for name in ("Inputs", "Images", "Rejected", "Removed")]
+    assert counts == ["58", "53", "4", "1"]
+    assert len(page.dataframe[0].value["reason"]) == 4
 
 
 def test_rejects_without_their_files_get_a_sentence(workspace, tmp_path):

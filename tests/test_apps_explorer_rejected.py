@@ -63,14 +63,14 @@ def test_nothing_is_not_a_picture():
 def test_a_file_is_opened_only_if_it_is_the_one_that_was_rejected():
     data = encoded(noise(24, 24), "PNG")
 
-    class Collection:
-        def refs(self, start):
-            if start > 5:
+    class Found:
+        def find(self, image_path, key):
+            if image_path == "gone.png":
                 raise FileNotFoundError
-            yield SimpleNamespace(image_path="a.png", data=data)
+            return SimpleNamespace(data=data) if (image_path, key) == ("a.png", "a") else None
 
-    reject = {"input": 3, "reason": "truncated", "image_path": "a.png"}
-    assert glimpse_of(Collection(), reject, 24) is not None
-    assert glimpse_of(Collection(), reject | {"image_path": "b.png"}, 24) is None
-    assert glimpse_of(Collection(), reject | {"reason": "crashes the decoder"}, 24) is None
-    assert glimpse_of(Collection(), reject | {"input": 6}, 24) is None
+    reject = {"reason": "truncated", "image_path": "a.png", "key": "a"}
+    assert glimpse_of(Found(), reject, 24) is not None
+    assert glimpse_of(Found(), reject | {"key": "b"}, 24) is None
+    assert glimpse_of(Found(), reject | {"reason": "crashes the decoder"}, 24) is None
+    assert glimpse_of(Found(), reject | {"image_path": "gone.png"}, 24) is None

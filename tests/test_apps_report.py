@@ -225,6 +225,37 @@ def test_a_random_network_without_an_index(made, tmp_path, latents):
     assert ("DDPMScheduler draws noise" in text) == (made is tiny_ddpm)
 
 
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [("stale", "was built from other statistics"), ("damaged", "is damaged"), ("no card", "has no index yet")],
+)
+def test_an_index_that_does_not_fit_is_left_out_and_said(broken, words, tmp_path, latents):
+    root = make_workspace(tmp_path / "ws", latents[:60], shape=SHAPE).root
+    fit_workspace(root)
+    build_index(root)
+    if broken == "stale":
+        fit_workspace(root, rank=20)
+    elif broken == "damaged":
+        (root / "index" / "image.index").write_bytes(b"no index")
+    else:
+        (root / "index" / "image.json").unlink()
+    report = write_report(root, tiny_ddim(), tmp_path / "a.html", seeds=4, steps=6)
+    (remark,) = report.findings.remarks
+    assert words in remark
+    assert str(tmp_path) not in remark
+    assert report.findings.anticipation is None
+    assert "Run manifold index" in report.path.read_text(encoding="utf-8")
+
+
+def test_too_few_rows_are_said_before_anything_is_painted(tmp_path, latents):
+    root = make_workspace(tmp_path / "ws", latents[:19], shape=SHAPE).root
+    fit_workspace(root)
+    told = []
+    with pytest.raises(InputError, match="at least 20 latents"):
+        write_report(root, tiny_ddim(), tmp_path / "a.html", seeds=4, steps=6, progress=lambda *one: told.append(one))
+    assert told == []
+
+
 def test_a_saved_latent_pipeline_on_its_own_autoencoder(tmp_path):
     """Named by folder: the workspace must have been encoded with the pipeline's own autoencoder."""
     tiny_demo(ddim(**SD)).save_pretrained(tmp_path / "model")
@@ -277,6 +308,9 @@ def test_what_cannot_be_reported_says_so(workspace, tmp_path):
         write_report(workspace, tiny_latent(ddim()), tmp_path / "a.html")
     with pytest.raises(InputError, match="at least 4 seeds"):
         write_report(workspace, tiny_ddim(), tmp_path / "a.html", seeds=3)
+    for steps in (0, 2000):
+        with pytest.raises(InputError, match=f"makes 1 to 1,000 steps, {steps:,} were asked for"):
+            write_report(workspace, tiny_ddim(), tmp_path / "a.html", steps=steps)
     with pytest.raises(MismatchError, match="the model's states are 4 x 8 x 8"):
         write_report(workspace, tiny_dit(), tmp_path / "a.html")
     assert not (tmp_path / "a.html").exists()

@@ -32,11 +32,13 @@ from manifold_apps.search_service import Limits, SearchService
 from manifold_apps.serve import is_local, serve_workspace
 from manifold_apps.server import create_app
 from manifold_apps.server_page import api_page
-from manifold_apps.thumbnails import Thumbnails, find_collection
+from manifold_apps.thumbnails import Thumbnails
 
+from index.add import add_images
 from index.build import build_index
 from index.encode import encode_images
 from index.fit import fit_workspace
+from index.originals import find_originals
 from index.remove import remove_images
 from index.search import Searcher
 from index.workspace import Workspace
@@ -277,24 +279,24 @@ def test_the_collection_is_found_where_it_is_said_to_be_and_only_if_it_is_the_sa
     import shutil
 
     photos = root.parent / "photos"
-    assert find_collection(Workspace.open(alone)) is None
-    found = find_collection(Workspace.open(alone), photos)
+    assert find_originals(Workspace.open(alone)) is None
+    found = find_originals(Workspace.open(alone), photos)
     assert found is not None
-    assert len(found) == 40
+    assert len(found) == len(Workspace.open(alone).latents)
     other = tmp_path / "photos"
     shutil.copytree(photos, other)
     (other / "40.png").write_bytes(photo(root, 1))
-    with pytest.raises(MismatchError, match=r"is not the collection that .* was made from"):
-        find_collection(Workspace.open(alone), other)
+    with pytest.raises(MismatchError, match=r"is not a collection that .* was encoded from"):
+        find_originals(Workspace.open(alone), other)
     shutil.copytree(other, alone.parent / "photos")
-    assert find_collection(Workspace.open(alone)) is None, "another collection of the same name is not it"
+    assert find_originals(Workspace.open(alone)) is None, "another collection of the same name is not it"
     with pytest.raises(InputError, match="does not exist"):
-        find_collection(Workspace.open(alone), tmp_path / "nowhere")
+        find_originals(Workspace.open(alone), tmp_path / "nowhere")
 
 
 def test_the_collection_is_found_in_the_current_folder(alone, root, monkeypatch):
     monkeypatch.chdir(root.parent)
-    assert find_collection(Workspace.open(alone)) is not None
+    assert find_originals(Workspace.open(alone)) is not None
 
 
 def test_an_image_that_is_damaged_or_gone_later_is_shown_from_its_latent(root, tmp_path):
@@ -361,8 +363,34 @@ def test_thumbnails_from_containers(tmp_path, root, kind):
                 tar.addfile(member, io.BytesIO(photo(root, number)))
     encode_images(source, tmp_path / "ws", size=SIDE, workers=0, max_rejects=0.5)
     workspace = Workspace.open(tmp_path / "ws")
-    thumbnails = Thumbnails(workspace, find_collection(workspace), None)
+    thumbnails = Thumbnails(workspace, find_originals(workspace), None)
     for row, number in [(2, 2), (3, 4), (10, 11)]:
+        drawn = thumbnails.of(row)
+        assert drawn.origin == "image"
+        with Image.open(io.BytesIO(drawn.jpeg)) as shown, Image.open(io.BytesIO(photo(root, number))) as own:
+            expected = np.asarray(own.convert("RGB").crop((2, 0, 22, 20)), dtype=float)
+            assert np.abs(np.asarray(shown, dtype=float) - expected).mean() < 8
+
+
+def test_pictures_are_found_after_images_were_added_and_removed(root, tmp_path):
+    """Added ones lie between those that were there, and those behind a removed one have other rows."""
+    source, more = tmp_path / "photos", tmp_path / "more"
+    for folder, numbers in ((source, range(0, 16, 2)), (more, (9, 5))):
+        folder.mkdir()
+        for number in numbers:
+            (folder / f"{number:02d}.png").write_bytes(photo(root, number))
+    encode_images(source, tmp_path / "ws", size=SIDE, workers=0)
+    for number in (1, 7):
+        (source / f"{number:02d}.png").write_bytes(photo(root, number))
+    add_images(source, tmp_path / "ws", workers=0)
+    add_images(more, tmp_path / "ws", workers=0, prefix="more-")
+    remove_images(tmp_path / "ws", ["04"])
+    workspace = Workspace.open(tmp_path / "ws")
+    originals = find_originals(workspace)
+    thumbnails = Thumbnails(workspace, originals, None)
+    numbers = [0, 2, 6, 8, 10, 12, 14, 1, 7, 5, 9]
+    assert len(workspace.latents) == len(numbers)
+    for row, number in enumerate(numbers):
         drawn = thumbnails.of(row)
         assert drawn.origin == "image"
         with Image.open(io.BytesIO(drawn.jpeg)) as shown, Image.open(io.BytesIO(photo(root, number))) as own:
@@ -384,7 +412,7 @@ def test_embeddings_are_searched_by_latent_only(tmp_path, rng):
     refused(search_with(client, b"anything"), 422, "send a latent as JSON")
     answer = client.post("/search", json={"latent": workspace.latents.read([4])[0].tolist(), "k": 1}).json()
     assert answer["neighbours"][0]["row"] == 4
-    with pytest.raises(InputError, match="made from embeddings"):
+    with pytest.raises(InputError, match="imported from embeddings"):
         create_app(workspace.root, images=tmp_path)
 
 
@@ -936,3 +964,23 @@ def test_a_workspace_that_changes_while_it_is_served_is_not_answered_from(root, 
     for response in (client.get("/images/0"), client.get("/health"), search_with(client, photo(root, 5))):
         refused(response, 503, "the workspace has changed", "start the server again")
     assert TestClient(create_app(tmp_path / "ws")).get("/images/0").json()["key"] != key
+
+
+def test_pictures_come_from_the_column_that_was_encoded(root, tmp_path):
+    """And a run of that column is not continued from another."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    masks, source = [photo(root, number) for number in (0, 1, 2, 4)], tmp_path / "pairs.parquet"
+    images = [photo(root, number) for number in (5, 6, 7, 8)]
+    pq.write_table(pa.table({"image": images, "mask": masks}), source)
+    encode_images(source, tmp_path / "ws", image_column="mask", size=SIDE, workers=0)
+    workspace = Workspace.open(tmp_path / "ws")
+    assert "--image-column mask" in workspace.manifest.command
+    thumbnails = Thumbnails(workspace, find_originals(workspace), None)
+    for row, mask in enumerate(masks):
+        with Image.open(io.BytesIO(thumbnails.of(row).jpeg)) as shown, Image.open(io.BytesIO(mask)) as own:
+            expected = np.asarray(own.convert("RGB").crop((2, 0, 22, 20)), dtype=float)
+            assert np.abs(np.asarray(shown, dtype=float) - expected).mean() < 8
+    with pytest.raises(MismatchError, match="image_column mask there, None now"):
+        encode_images(source, tmp_path / "ws", size=SIDE, workers=0)

@@ -12,12 +12,14 @@ import torch
 from helpers import needs_cuda
 from images import encoded
 from manifold_apps.training.autoencoder import build_autoencoder, pixel_loss
+from manifold_apps.training.card import History, read_history, write_card
 from manifold_apps.training.decoder import _CRITIC_SHARE, _CRITIC_WEIGHT, DecoderAndCritic, decoder_losses
 from manifold_apps.training.denoiser import build_scheduler, denoiser_losses
 from manifold_apps.training.images import load_training_images
 from manifold_apps.training.latents import Latents, encode_latents
 from manifold_apps.training.loop import Settings, Trainer, _exponent
 from manifold_apps.training.run import train_demo
+from tiny_pipelines import tiny_demo
 from torch import nn
 
 from manifold.demo_model import MODEL_FOLDER, load_demo_model, load_gallery
@@ -306,6 +308,36 @@ def test_training_makes_a_pipeline_that_opens_and_a_gallery_that_can_be_painted_
     assert json.loads((done / "training.json").read_text()) == json.loads((on / "training.json").read_text())
     for name, value in longer.vae.state_dict().items():
         assert torch.equal(load_demo_model(done).vae.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"autoencoder_steps": 0}, "need at least 1 step each, they would get 0 and 60,000"),
+        ({"denoiser_steps": 0}, "need at least 1 step each, they would get 3,200 and 0"),
+        ({"minutes": 0}, "minutes must be above 0, they are 0"),
+        ({"minutes": math.nan}, "minutes must be above 0"),
+        ({"device": "gpu"}, "'gpu' is no device"),
+    ],
+)
+def test_options_that_train_nothing_are_refused_at_the_start(tmp_path, options, words):
+    told = []
+    write_labelled(tmp_path / "some.parquet")
+    with pytest.raises(InputError, match=words):
+        train_demo(
+            tmp_path / "some.parquet", tmp_path / "run", **options, progress=lambda *one: told.append(one)
+        )  # fmt: skip
+    assert told == []
+
+
+def test_the_card_of_a_decoder_that_was_not_trained_on_alone_says_so(tmp_path):
+    facts = {"images": 24, "data": "some.parquet", "classes": 10, "hardware": "", "torch": ""}
+    history = History(
+        autoencoder={"images": 64, "squared_error": 0.1, "kl_nats": 1.0}, decoder={}, denoiser={"images": 256, "loss": 1.0}
+    )  # fmt: skip
+    write_card(tiny_demo(build_scheduler()), tmp_path, history, facts)
+    assert "| decoder | not trained on alone |" in (tmp_path / "README.md").read_text()
+    assert read_history(tmp_path) == history
 
 
 @pytest.mark.slow

@@ -120,6 +120,13 @@ def test_other_weights_are_another_model(tiny, photos, tmp_path):
         embed_workspace(root, str(other), workers=0)
 
 
+def test_a_device_that_is_not_there_is_not_blamed_on_the_model(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for device, words in (("cuda", "torch finds no CUDA device here"), ("gpu", "'gpu' is no device")):
+        with pytest.raises(InputError, match=words):
+            open_clip_model("ViT-B-32/openai", device=device)
+
+
 @needs_open_clip
 def test_what_is_no_model_is_said(tiny, tmp_path, capfd):
     with pytest.raises(InputError, match="names no weights"):

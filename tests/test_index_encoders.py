@@ -192,7 +192,7 @@ def test_reopening_finds_the_same_or_says_why_not(tmp_path, images):
     save_tiny_kl(folder, scaling_factor=0.5)
     with pytest.raises(MismatchError, match="its configuration or weights differ"):
         reopen(opened.spec)
-    with pytest.raises(InputError, match="imported as embeddings"):
+    with pytest.raises(InputError, match=r"imported as embeddings, .* search for a row instead \(--row\)"):
         reopen(EncoderSpec("embeddings", "embeddings", (8, 1, 1), 0))
 
 
@@ -286,6 +286,17 @@ def test_options_that_do_not_fit(tmp_path, images):
         open_encoder("pixels", 16, mode="sample")
     with pytest.raises(ShapeError, match=r"images must have shape \(n, 3, 16, 16\), they have \(5, 3, 16, 8\)"):
         open_encoder(folder, 16).encode(images[..., :8])
+
+
+def test_an_index_of_a_cuda_device_that_is_not_there(monkeypatch):
+    from index.encoders.opening import choose_device
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == "cuda:1"
+    with pytest.raises(InputError, match="device cuda:2 was asked for, torch finds only 2 CUDA devices here"):
+        choose_device("cuda:2")
+    with pytest.raises(InputError, match="'gpu' is no device"):
+        choose_device("gpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")

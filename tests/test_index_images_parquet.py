@@ -9,6 +9,7 @@ import pytest
 from helpers import SHARED, needs_shared
 from images import encoded, picture
 
+from index.encode import encode_images
 from index.images import FileSpan, decode_stream, open_images
 from index.images.parquet import ParquetSource
 from manifold.errors import FormatError, InputError
@@ -42,6 +43,14 @@ def test_hugging_face_layout(tmp_path: Path) -> None:
     assert [ref.key for ref in refs] == ["cat/1", "1", "2", "dir.v2/name", "5.tar"]
     assert [ref.caption for ref in refs] == ["one", None, None, "four", "five"]
     assert [ref.label for ref in refs] == [0, 1, None, 3, -1]
+
+
+def test_labels_beyond_64_bits_with_a_sign_are_left_out(tmp_path: Path) -> None:
+    images = [{"bytes": data, "path": None} for data in pictures(3)]
+    labels = pa.array([2**63, 2**63 - 1, None], pa.uint64())
+    write(tmp_path / "x.parquet", image=images, label=labels)
+    opened = encode_images(tmp_path / "x.parquet", tmp_path / "ws", size=8, workers=0)
+    assert opened.latents.metadata(["label"]).column("label").to_pylist() == [None, 2**63 - 1, None]
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])

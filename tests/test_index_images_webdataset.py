@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 from images import encoded, picture
 
+from index.add import add_images
+from index.encode import encode_images
 from index.images import FileSpan, decode_stream, open_images, read_bytes
+from index.remove import remove_images
+from index.shards import read_rejects
 from manifold.errors import FormatError, InputError
 
 PNG = encoded(picture(8, 8))
@@ -51,6 +55,32 @@ def test_members_are_grouped_and_described(tmp_path: Path) -> None:
         ("0008", "a.tar/0008.webp", None, 12),
     ]
     assert [read_bytes(ref.data) for ref in refs] == [PNG, other, PNG, PNG, PNG, b""]
+
+
+def test_half_surrogate_pairs_and_labels_beyond_64_bits_cost_an_image_no_more(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.tar",
+        {
+            "0.png": PNG, "0.json": js(caption="cut \ud83d", label=-(2**63), key="half \ud83d"),
+            "1.png": PNG, "1.json": js(caption="whole \U0001f600", label=2**63, key="half \ude00 too"),
+            "2.png": PNG, "2.cls": str(2**63 - 1).encode(),
+            "3.png": PNG, "3.cls": str(-(2**63) - 1).encode(), "3.json": js(label=True),
+            "4.png": b"broken", "4.json": js(caption="\ud83d", key="broken \ud83d"),
+        },
+    )  # fmt: skip
+    opened = encode_images(tmp_path / "a.tar", tmp_path / "ws", size=8, workers=0, max_rejects=0.5)
+    rows = opened.latents.metadata(["key", "caption", "label"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("half ?", "cut ?", -(2**63)),
+        ("half ? too", "whole \U0001f600", None),
+        ("2", None, 2**63 - 1),
+        ("3", None, None),
+    ]
+    assert [reject["key"] for reject in read_rejects(opened)] == ["broken ?"]
+    added = add_images(tmp_path / "a.tar", tmp_path / "ws", workers=0)
+    assert (added.rows, added.rejects, added.known) == (0, 0, 5)
+    removed = remove_images(tmp_path / "ws", ["half ?", "broken ?"])
+    assert (removed.rows, removed.rejects) == (1, 1)
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

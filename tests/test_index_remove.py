@@ -17,7 +17,7 @@ from index.encode import encode_images
 from index.fit import fit_workspace
 from index.remove import remove_images
 from index.search import Searcher
-from index.shards import read_rejects
+from index.shards import read_rejects, remove_uncommitted
 from index.verify import verify_workspace
 from index.workspace import Workspace
 from manifold.errors import InputError, ManifoldWarning, MismatchError
@@ -261,11 +261,41 @@ def test_what_cannot_be_removed(root):
     before = (root / "manifest.json").read_bytes()
     with pytest.raises(InputError, match="no image with the key 'cat'; nothing was removed"):
         remove_images(root, ["00001", "cat"])
+    with pytest.raises(InputError, match=r"no image with the key 'cat \\ud83d'; nothing was removed"):
+        remove_images(root, ["00001", "cat \ud83d"])
     with pytest.raises(InputError, match="name the keys of the images to remove"):
         remove_images(root, [])
     with pytest.raises(InputError, match="no image would be left"):
         remove_images(root, keys(range(200)))
     assert (root / "manifest.json").read_bytes() == before
+
+
+def test_what_others_leave_beside_the_shards_stays_and_finishes_nothing(root, tmp_path):
+    foreign = ["latents/.DS_Store", "metadata/._metadata_00000.parquet", "latents/latents_00000 copy.npy"]
+    for name in foreign:
+        (root / name).write_bytes(b"foreign")
+    for name in ("latents/.ipynb_checkpoints", "metadata/metadata_00099.parquet"):
+        (root / name).mkdir()
+    with pytest.raises(InputError, match="no image with the key 'typo'; nothing was removed"):
+        remove_images(root, ["typo"])
+    with pytest.raises(InputError, match="name the keys of the images to remove"):
+        remove_images(root)
+    assert add_images(photos(tmp_path / "more", range(300, 301)), root, workers=0).rows == 1
+    assert remove_images(root, ["00001"]).rows == 1
+    assert all((root / name).read_bytes() == b"foreign" for name in foreign)
+    assert (root / "latents" / ".ipynb_checkpoints").is_dir()
+
+
+def test_shards_that_the_manifest_does_not_name_are_cleared_up(root):
+    opened = Workspace.open(root)
+    names = ["latents_00099.npy", ".tmp-latents_123456.npy"], ["metadata_00099.parquet", ".tmp-metadata_00099.parquet"]
+    ours = [root / folder / name for folder, some in zip(("latents", "metadata"), names, strict=True) for name in some]
+    for path in ours:
+        path.write_bytes(b"half")
+    assert remove_uncommitted(opened) == 4
+    assert not any(path.exists() for path in ours)
+    assert remove_uncommitted(opened) == 0
+    assert verify_workspace(root).problems == ()
 
 
 def test_what_was_opened_before_two_removals_reads_no_other_rows(root):

@@ -91,6 +91,12 @@ def test_wrong_labels_and_latents_are_refused(pipeline):
         pipeline([0, 1], latents=torch.zeros(1, 4, 4, 4))
 
 
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_numbers_of_steps_out_of_range_are_refused(pipeline, steps):
+    with pytest.raises(InputError, match=f"must lie between 1 and 1,000, it is {steps:,}"):
+        pipeline(0, num_inference_steps=steps)
+
+
 def test_a_saved_pipeline_opens_again_and_a_missing_one_says_what_to_do(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "saved")
     again = load_demo_model(tmp_path / "saved")

@@ -48,22 +48,25 @@ _STYLE = """<style>
 """Two figures stand side by side where each has 330 pixels or more, and below each other where they have not."""
 
 
-def show(workspaces: Sequence[str], only: str | None = None, recordings: Sequence[str] = ()) -> None:
+def show(
+    workspaces: Sequence[str], only: str | None = None, recordings: Sequence[str] = (), encoder: str | None = None
+) -> None:
     """Run the page that the address asks for.
 
     Arguments
         workspaces: the folder explored, then those that may be laid over it.
         only: run this page, whatever the address; for tests.
         recordings: files of recorded runs, for the page Trajectories.
+        encoder: where the encoder of the folder explored lies now, if it moved.
     """
     st.set_page_config(page_title="latent-manifold", page_icon=_badge(), layout="wide")
     st.html(_STYLE)
     if only is not None:
-        next(_runner(entry, workspaces, recordings) for entry in PAGES if entry.module == only)()
+        next(_runner(entry, workspaces, recordings, encoder) for entry in PAGES if entry.module == only)()
         return
     pages = [
         st.Page(
-            _runner(entry, workspaces, recordings),
+            _runner(entry, workspaces, recordings, encoder),
             title=entry.title,
             url_path=entry.module,
             default=number == 0,
@@ -73,9 +76,11 @@ def show(workspaces: Sequence[str], only: str | None = None, recordings: Sequenc
     st.navigation(pages, position="top").run()
 
 
-def _runner(entry: PageEntry, workspaces: Sequence[str], recordings: Sequence[str]) -> Callable[[], None]:
+def _runner(
+    entry: PageEntry, workspaces: Sequence[str], recordings: Sequence[str], encoder: str | None
+) -> Callable[[], None]:
     def run() -> None:
-        opened = open_or_explain(workspaces[0])
+        opened = open_or_explain(workspaces[0], encoder)
         _about(opened)
         module = importlib.import_module(f".{entry.module}", __package__)
         try:

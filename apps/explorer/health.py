@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
-from manifold_apps.thumbnails import find_collection  # type: ignore[import-not-found]
 
 from index.duplicates import default_threshold
 from index.health import reason_counts
+from index.originals import find_originals
 from index.shards import read_rejects
 
 from .figures import AMBER, BLUE, figure, pair, show_figure
@@ -21,7 +21,7 @@ from .pictures import show, strip, thumbnails
 from .rejected import glimpse_of
 
 if TYPE_CHECKING:
-    from index.images import ImageSource
+    from index.originals import Originals
 
 __all__ = ["page"]
 
@@ -36,12 +36,15 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
     st.title("Health")
     st.markdown("What the collection holds that its owner may not want.")
     manifest = opened.workspace.manifest
-    rejects = read_rejects(opened.workspace)
+    # An addition that was stopped, or runs now, has listed rejects that the manifest does not count yet.
+    rejects = [reject for reject in read_rejects(opened.workspace) if reject["input"] < manifest.next_input]
+    removed = [("Removed", manifest.removed)] if manifest.removed else []
     row = st.container(horizontal=True, gap="medium")
     for label, value in (
-        ("Inputs", manifest.recipe.inputs),
+        ("Inputs", manifest.inputs),
         ("Images", manifest.count),
-        ("Rejected", len(rejects)),
+        ("Rejected", manifest.rejects),
+        *removed,
         ("Shards", len(manifest.shards)),
     ):
         row.metric(label, f"{value:,}", width="content")
@@ -83,15 +86,15 @@ def _rejects(opened: Opened, rejects: list[dict[str, Any]]) -> None:
 @st.fragment
 def _rejected_pictures(opened: Opened, rejects: list[dict[str, Any]]) -> None:
     """What can still be seen of the rejected files, page by page."""
-    collection = _collection(opened.token, opened)
-    if collection is None:
+    originals = _originals(opened.token, opened)
+    if originals is None:
         st.caption(
             f":material/info: The files are not beside the workspace, so they have no pictures here; start the explorer "
             f"in the folder that holds {Path(opened.workspace.manifest.recipe.source).name}."
         )
         return
     part = [rejects[place] for place in page_rows(len(rejects), _A_PAGE, "rejects")]
-    found = _glimpses(opened.token, collection, [(one["input"], one["reason"], one["image_path"]) for one in part])
+    found = _glimpses(opened.token, originals, [(one["reason"], one["image_path"], one["key"]) for one in part])
     seen = [(reject, picture) for reject, picture in zip(part, found, strict=True) if picture is not None]
     for first in range(0, len(seen), _REJECTS_A_ROW):
         columns = st.columns(_REJECTS_A_ROW, gap="small", wrap=False)
@@ -107,14 +110,14 @@ def _rejected_pictures(opened: Opened, rejects: list[dict[str, Any]]) -> None:
 
 
 @st.cache_resource(max_entries=6, show_spinner="Looking for the files …")
-def _collection(token: str, _opened: Opened) -> ImageSource | None:
-    return find_collection(_opened.workspace)
+def _originals(token: str, _opened: Opened) -> Originals | None:
+    return find_originals(_opened.workspace)
 
 
 @st.cache_data(max_entries=64, show_spinner="Opening what can be opened …")
-def _glimpses(token: str, _collection: ImageSource, rejects: list[tuple[int, str, str]]) -> list[np.ndarray | None]:
-    names = ("input", "reason", "image_path")
-    return [glimpse_of(_collection, dict(zip(names, one, strict=True))) for one in rejects]
+def _glimpses(token: str, _originals: Originals, rejects: list[tuple[str, str, str]]) -> list[np.ndarray | None]:
+    names = ("reason", "image_path", "key")
+    return [glimpse_of(_originals, dict(zip(names, one, strict=True))) for one in rejects]
 
 
 def _histogram(values: np.ndarray) -> None:

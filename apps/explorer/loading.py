@@ -1,10 +1,12 @@
 """What every page needs of a workspace, opened once and kept: manifold, searcher, encoder, and why one of them is missing.
 
-A workspace that changes on disk (encoded further, fitted or indexed again) is opened anew at the next interaction.
+A workspace that changes on disk (encoded further, fitted or indexed again) is opened anew at the next interaction; so is one
+whose encoder could not be opened, as soon as something changes where the encoder should lie.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Opened", "open_or_explain", "open_workspace", "sentence"]
 
+_FILES = ("manifest.json", "stats/stats.safetensors", "index/image.json", "index/image.index")
+"""Of a workspace, those that decide what is shown."""
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_ENCODER_FILES = ("model_index.json", "config.json", _WEIGHTS, "vae/config.json", f"vae/{_WEIGHTS}")
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -36,6 +43,8 @@ class Opened:
     encoder: Encoder | None
     missing: dict[str, str]
     """By part, `searcher` or `encoder`: the sentence that says why it could not be opened."""
+    looked_at: str = ""
+    """What lay where the encoder should be, when it was looked for."""
 
     @property
     def name(self) -> str:
@@ -53,18 +62,26 @@ def sentence(error: ManifoldError) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def open_workspace(path: str) -> Opened:
+def open_workspace(path: str, encoder: str | None = None) -> Opened:
     """Open a workspace, or return it as it was opened before if its files are the same.
+
+    Arguments
+        path: its folder. encoder: where its encoder lies now, if it moved.
 
     Raises: what `Workspace.open` and `load_manifold` raise; a missing index or encoder is noted in the result instead.
     """
-    return _open(path, _stamp(Path(path)))
+    stamp = _stamp(Path(path), _FILES)
+    opened = _open(path, encoder, stamp)
+    if "encoder" in opened.missing and opened.looked_at != _encoder_stamp(opened.workspace, encoder):
+        _open.clear(path, encoder, stamp)
+        opened = _open(path, encoder, stamp)
+    return opened
 
 
-def open_or_explain(path: str) -> Opened:
+def open_or_explain(path: str, encoder: str | None = None) -> Opened:
     """Open a workspace; where that fails, show a page that says why and what to do, and end the run."""
     try:
-        return open_workspace(path)
+        return open_workspace(path, encoder)
     except ManifoldError as error:
         st.title("This workspace cannot be shown")
         st.error(sentence(error), icon=":material/folder_off:")
@@ -78,26 +95,36 @@ def open_or_explain(path: str) -> Opened:
 
 
 @st.cache_resource(max_entries=6, show_spinner="Opening the workspace …")
-def _open(path: str, stamp: str) -> Opened:
+def _open(path: str, override: str | None, stamp: str) -> Opened:
     workspace = Workspace.open(path)
     workspace.require_complete()
     manifold = load_manifold(workspace)
     missing = {}
     searcher: Searcher | None = None
     encoder: Encoder | None = None
+    looked_at = _encoder_stamp(workspace, override)
     try:
         searcher = Searcher.open(path)
     except ManifoldError as error:
         missing["searcher"] = sentence(error)
     try:
-        encoder = workspace.encoder()
+        encoder = workspace.encoder(override)
     except ManifoldError as error:
         missing["encoder"] = sentence(error)
-    return Opened(f"{path} {stamp}", workspace, manifold, searcher, encoder, missing)
+    return Opened(f"{path} {stamp}", workspace, manifold, searcher, encoder, missing, looked_at)
 
 
-def _stamp(root: Path) -> str:
-    """Size and time of the files that decide what is shown."""
-    names = ("manifest.json", "stats/stats.safetensors", "index/image.json")
-    files = [root / name for name in names]
+def _encoder_stamp(workspace: Workspace, override: str | None) -> str:
+    """Of the files that an encoder is opened from: in its folder, from the workspace or from here, or in the hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    name = override or workspace.manifest.recipe.encoder.id
+    cached = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
+    folders = {Path(name).expanduser(), workspace.root / name, *(cached.iterdir() if cached.is_dir() else ())}
+    return " ".join(_stamp(folder, _ENCODER_FILES) for folder in sorted(folders))
+
+
+def _stamp(folder: Path, names: Sequence[str]) -> str:
+    """Size and time of files."""
+    files = [folder / name for name in names]
     return " ".join(f"{file.stat().st_mtime_ns}:{file.stat().st_size}" if file.is_file() else "-" for file in files)

@@ -17,7 +17,7 @@ from index.images import read_bytes
 from index.images.formats import DECODED_FORMATS
 
 if TYPE_CHECKING:
-    from index.images import ImageSource
+    from index.originals import Originals
 
 __all__ = ["MAX_GLIMPSE_PIXELS", "glimpse", "glimpse_of"]
 
@@ -29,19 +29,17 @@ _HOPELESS = frozenset(
 _UNSCALED = frozenset({"I", "F"})
 
 
-def glimpse_of(collection: ImageSource, reject: dict[str, Any], side_px: int = 128) -> np.ndarray | None:
+def glimpse_of(originals: Originals, reject: dict[str, Any], side_px: int = 128) -> np.ndarray | None:
     """What can be seen of a rejected input, see `glimpse`; None too if the file is gone or is another one by now.
 
     Arguments
-        collection: that the workspace was made from. reject: of `read_rejects`.
+        originals: of the workspace. reject: of `read_rejects`.
     """
     if reject["reason"] in _HOPELESS:
         return None
     try:
-        ref = next(collection.refs(int(reject["input"])))
-        if ref.image_path != reject["image_path"]:
-            return None
-        return glimpse(read_bytes(ref.data), side_px)
+        ref = originals.find(reject["image_path"], reject["key"])
+        return None if ref is None else glimpse(read_bytes(ref.data), side_px)
     # A file that was turned away may fail in any way, and one that fails has no picture.
     except Exception:
         return None

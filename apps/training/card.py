@@ -30,7 +30,7 @@ class History:
     autoencoder: dict[str, Any]
     """images, squared_error, kl_nats."""
     decoder: dict[str, Any]
-    """images, squared_error; of the decoder trained on alone."""
+    """images, squared_error; of the decoder trained on alone, and empty if it was not."""
     denoiser: dict[str, Any]
     """images, loss."""
 
@@ -69,6 +69,14 @@ def write_card(pipeline: ClassConditionalPipeline, painter: Path, history: Histo
     _save(_samples(pipeline), painter / "samples.png")
     seen, alone, painted = history.autoencoder, history.decoder, history.denoiser
     write_json(painter / _HISTORY, asdict(history))
+    alone_rows = (
+        {
+            "decoder": f"{alone['images']:,} images more, encoder frozen, against a critic",
+            "its loss": f"squared error {alone['squared_error']:.5f}",
+        }
+        if alone
+        else {"decoder": "not trained on alone"}
+    )
     millions = {
         name: sum(value.numel() for value in getattr(pipeline, name).parameters()) / 1e6 for name in ("vae", "unet")
     }
@@ -76,8 +84,7 @@ def write_card(pipeline: ClassConditionalPipeline, painter: Path, history: Histo
         "data": f"{facts['images']:,} images of {facts['data']}, mirrored at random",
         "autoencoder": f"AutoencoderKL, {millions['vae']:.2f} million parameters, {seen['images']:,} images seen",
         "its losses": f"squared error {seen['squared_error']:.5f} (pixels in [-1, 1]), {seen['kl_nats']:.2f} nats a value",
-        "decoder": f"{alone['images']:,} images more, encoder frozen, against a critic",
-        "its loss": f"squared error {alone['squared_error']:.5f}",
+        **alone_rows,
         "denoiser": f"UNet2DModel, {millions['unet']:.2f} million parameters, {painted['images']:,} latents seen",
         "the denoiser's loss": f"squared error of the velocity {painted['loss']:.4f}",
         "prediction": f"velocity; linear betas 1e-4 to 0.02; label {facts['classes']}, a tenth of those shown, is no class",

@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import torch
 
+from index.encoders.opening import choose_device
 from index.progress import Progress, silent
 from manifold.demo_model.pipeline import ClassConditionalPipeline
 from manifold.demo_model.weights import load_demo_model, quiet_diffusers
-from manifold.errors import MismatchError
+from manifold.errors import InputError, MismatchError
 from manifold.files import read_json, save_tensors, write_json
 
 from . import autoencoder, decoder, denoiser
@@ -59,14 +60,21 @@ def train_demo(
 
     Returns: the pipeline's folder.
 
-    Raises: InputError (no labels, no images); MismatchError (the folder holds a run with other settings); NotFittedError
-        (`start` holds no model that this program made).
+    Raises: InputError (no labels, no images, no steps, no time, no such device); MismatchError (the folder holds a run with
+        other settings); NotFittedError (`start` holds no model that this program made).
 
     Cost: on one core of a server CPU with bfloat16 units 150 images a second for the autoencoder, 140 for the
         decoder and 260 for the denoiser.
     """
+    if start is None and (autoencoder_steps < 1 or denoiser_steps < 1):
+        raise InputError(
+            f"autoencoder and denoiser need at least 1 step each, they would get {autoencoder_steps:,} and "
+            f"{denoiser_steps:,}; to train a finished model on name it with --start"
+        )
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"minutes must be above 0, they are {minutes:g}; leave them out for no limit")
     root = Path(folder)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(choose_device(device))
     images = load_training_images(data, IMAGE_SIZE, progress=progress)
     training = root / "training"
     earlier = None if start is None else load_demo_model(start)

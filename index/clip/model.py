@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from index.encoders.opening import choose_device
 from manifold.errors import FormatError, InputError, MissingExtraError, NonFiniteError, ShapeError
 
 from .store import ClipSpec
@@ -80,11 +81,11 @@ def open_clip_model(name: str, *, device: str | None = None) -> ClipModel:
     Arguments
         name: see the module's text. device: where it runs; CUDA if there is one.
 
-    Raises: MissingExtraError if open_clip cannot be imported; InputError if the model cannot be found, or has no weights;
-        FormatError if it lies there but cannot be read.
+    Raises: MissingExtraError if open_clip cannot be imported; InputError if the model cannot be found or has no weights, or
+        the device is not there; FormatError if the model lies there but cannot be read.
     """
+    where = choose_device(device)
     open_clip = _open_clip()
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, pretrained, checkpoint = _parse(name)
     options: dict[str, Any] = {
         "device": where,

@@ -20,7 +20,7 @@ from .pixels import PixelEncoder
 from .spec import Encoder, EncoderSpec
 from .vae import SUPPORTED, VaeEncoder
 
-__all__ = ["DEFAULT_SIZES", "open_encoder", "reopen"]
+__all__ = ["DEFAULT_SIZES", "choose_device", "open_encoder", "reopen"]
 
 DEFAULT_SIZES = {"pixels": 64, "demo-vae": 32}
 """Encoders that need no files of the user's, and the side of their images in pixels unless given."""
@@ -60,7 +60,7 @@ def open_encoder(
         raise InputError(f"mode must be `mode` or `sample`, it is {mode!r}")
     if dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"dtype must be float32, float16 or bfloat16, it is {dtype!r}")
-    place = _device(device)
+    place = choose_device(device)
     if id == "pixels":
         if mode == "sample":
             raise InputError("pixels have no posterior to sample; use --mode mode")
@@ -95,7 +95,8 @@ def reopen(spec: EncoderSpec, *, base: Path | None = None, override: str | None 
     """
     if spec.kind == "embeddings":
         raise InputError(
-            "these latents were imported as embeddings, so no encoder is known for images; search by row or key"
+            "these latents were imported as embeddings, so there is no encoder that images could go through; search for a "
+            "row instead (--row)"
         )
     name = override or spec.id
     if override is None and base is not None and spec.id not in DEFAULT_SIZES and (base / spec.id).is_dir():
@@ -112,6 +113,24 @@ def reopen(spec: EncoderSpec, *, base: Path | None = None, override: str | None 
             "name the right one with --encoder, or encode the images again"
         )
     return opened
+
+
+def choose_device(asked: str | None = None) -> str:
+    """Where to compute: the device asked for, or a CUDA device if there is one.
+
+    Raises: InputError if there is no device of that name, or torch cannot use it here.
+    """
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(asked)
+    except RuntimeError as error:
+        raise InputError(f"{asked!r} is no device; name one such as cpu, cuda or cuda:1") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        what = f"only {found} CUDA device{'s' * (found > 1)}" if found else "no CUDA device"
+        raise InputError(f"device {asked} was asked for, torch finds {what} here; use --device cpu")
+    return asked
 
 
 def _locate(id: str) -> tuple[Path, str | None]:
@@ -184,15 +203,3 @@ def _hash(folder: Path, config: dict[str, Any]) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(sha256_file(path).encode())
     return digest.hexdigest()
-
-
-def _device(asked: str | None) -> str:
-    if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(asked)
-    except RuntimeError as error:
-        raise InputError(f"{asked!r} is no device; name one such as cpu, cuda or cuda:1") from error
-    if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {asked} was asked for, torch finds no CUDA device here; use --device cpu")
-    return asked

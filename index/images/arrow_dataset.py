@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from manifold.errors import FormatError, InputError
 from manifold.files import read_json
 
-from .parquet import choose_columns, table_refs
+from .parquet import choose_columns, table_position, table_refs
 from .sources import ImageRef, fingerprint_files, source_name
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class ArrowSource:
             if start < rows:
                 yield from self._refs_of(path, start)
             start = max(0, start - rows)
+
+    def position(self, image_path: str) -> int | None:
+        """Number of the image with this address; None if there is none."""
+        return table_position(image_path, [path.name for path in self._files], self._rows)
 
     def fingerprint(self) -> str:
         """SHA-256 over names and sizes of the data files."""

@@ -10,6 +10,7 @@ caption of `a/b.jpg`.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +74,11 @@ class FolderSource:
             stem = os.path.splitext(relative)[0]  # noqa: PTH122 (Path would normalise the name)
             caption = _read_caption(f"{self._root}/{stem}.txt") if has_caption else None
             yield ImageRef(portable(stem), portable(relative), FileSpan(f"{self._root}/{relative}"), caption)
+
+    def position(self, image_path: str) -> int | None:
+        """Number of the image with this address; None if there is none."""
+        place = bisect_left(self._images, image_path, key=lambda image: image.path)
+        return place if place < len(self) and self._images[place].path == image_path else None
 
     def fingerprint(self) -> str:
         """SHA-256 over names and sizes of the image files."""

@@ -144,6 +144,10 @@ class ParquetSource:
                 yield from self._refs_of(path, columns, start)
             start = max(0, start - rows)
 
+    def position(self, image_path: str) -> int | None:
+        """Number of the image with this address; None if there is none."""
+        return table_position(image_path, [self._relative(path) for path in self._files], self._rows)
+
     def fingerprint(self) -> str:
         """SHA-256 over names and sizes of the files."""
         return fingerprint_files((self._relative(path), path.stat().st_size) for path in self._files)
@@ -200,6 +204,15 @@ def table_refs(
             caption=(caption or "").strip() or None,
             label=label,
         )
+
+
+def table_position(image_path: str, addresses: Sequence[str], rows: Sequence[int]) -> int | None:
+    """Number, in all files of so many rows, of the image with the address that `table_refs` gives it."""
+    address, _, row = image_path.rpartition("#")
+    if address not in addresses or not row.isdecimal():
+        return None
+    number = addresses.index(address)
+    return sum(rows[:number]) + int(row) if int(row) < rows[number] else None
 
 
 def _key(inner: str | None, row: int) -> str:

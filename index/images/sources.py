@@ -55,6 +55,10 @@ class ImageSource(Protocol):
         """Images from number `start` on; starting in the middle costs no reading of the images before."""
         ...
 
+    def position(self, image_path: str) -> int | None:
+        """Number of the image with this address, None if there is none; costs what `refs` costs from there."""
+        ...
+
     def fingerprint(self) -> str:
         """SHA-256 of the listing (names and sizes of files), in hexadecimal: tells whether a collection changed."""
         ...

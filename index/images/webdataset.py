@@ -62,6 +62,19 @@ class WebDatasetSource:
                 yield from self._refs_of(path, start)
             start = max(0, start - count)
 
+    def position(self, image_path: str) -> int | None:
+        """Number of the image with this address; None if there is none."""
+        before = 0
+        for path, count in zip(self._files, self._counts, strict=True):
+            shard = f"{self._relative(path)}/"
+            if image_path.startswith(shard):
+                names = (portable(image.name) for image, _ in _groups(path))
+                found = next((place for place, name in enumerate(names) if shard + name == image_path), None)
+                if found is not None:
+                    return before + found
+            before += count
+        return None
+
     def fingerprint(self) -> str:
         """SHA-256 over names and sizes of the shards."""
         return fingerprint_files((self._relative(path), path.stat().st_size) for path in self._files)
@@ -80,10 +93,10 @@ class WebDatasetSource:
                 caption = texts.get("txt") or texts.get("caption") or described.get("caption")
                 key = described.get("key")
                 yield ImageRef(
-                    key=key if isinstance(key, str) and key else portable(image.key),
+                    key=_storable(key) if isinstance(key, str) and key else portable(image.key),
                     image_path=f"{address}/{portable(image.name)}",
                     data=FileSpan(str(path), image.offset, image.length),
-                    caption=(caption.strip() or None) if isinstance(caption, str) else None,
+                    caption=(_storable(caption).strip() or None) if isinstance(caption, str) else None,
                     label=_label(texts.get("cls"), described.get("label")),
                 )
 
@@ -143,12 +156,19 @@ def _json_object(text: str | None) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
+def _storable(text: str) -> str:
+    """Text that can be stored as UTF-8: half a surrogate pair, as JSON cut in its middle has, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _label(cls: str | None, described: object) -> int | None:
-    """An integer label from the .cls member or, failing that, from the JSON."""
-    text = cls if cls is not None else described
-    if isinstance(text, int) and not isinstance(text, bool):
-        return text
-    try:
-        return int(text.strip()) if isinstance(text, str) else None
-    except ValueError:
+    """An integer label from the .cls member or, failing that, from the JSON; None if it does not fit into 64 bits."""
+    label = cls if cls is not None else described
+    if isinstance(label, str):
+        try:
+            label = int(label.strip())
+        except ValueError:
+            return None
+    if not isinstance(label, int) or isinstance(label, bool):
         return None
+    return label if -(2**63) <= label < 2**63 else None

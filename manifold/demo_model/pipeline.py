@@ -73,6 +73,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Raises: InputError for a label out of range, or a number of steps that diffusers cannot make; ShapeError for latents
             of another shape.
         """
+        most = int(self.scheduler.config.num_train_timesteps)
+        if not 1 <= num_inference_steps <= most:
+            raise InputError(f"num_inference_steps must lie between 1 and {most:,}, it is {num_inference_steps:,}")
         labels = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
         if not labels or not all(0 <= label <= self.classes for label in labels):
             raise InputError(f"class labels must lie between 0 and {self.classes} (no class), they are {labels[:5]}")
