@@ -79,7 +79,8 @@ class DiffusersDenoiser:
         t = self.schedule.at_snr((a / s) ** 2)
         shown_at = t.round() if self.round_timesteps else t
         old, new = torch.hypot(a, s), torch.hypot(*self.schedule.levels(t))
-        own = states * (new / old).to(states).reshape(-1, 1, 1, 1)
+        wide = torch.promote_types(states.dtype, torch.float32)
+        own = (states.to(wide) * (new / old).to(states.device, wide).reshape(-1, 1, 1, 1)).to(states)
         shown_at = shown_at.to(states.device, torch.promote_types(states.dtype, torch.float32))  # bfloat16 has 8 bits
         output = self.network(self.schedule.network_input(own, t), shown_at, **self._repeated(len(states)))
         output = getattr(output, "sample", output)

@@ -52,13 +52,15 @@ class Edit:
         change = torch.zeros_like(manifold.mean)
         if not self.amounts:
             return change
+        _require(manifold, max(self.amounts))
         directions = torch.tensor(list(self.amounts), device=change.device)
-        _require(manifold, int(directions.max()))
         amounts = torch.tensor(list(self.amounts.values()), dtype=change.dtype, device=change.device)
         return manifold.eigvecs[:, directions] @ (amounts * manifold.eigvals[directions].clamp_min(0).sqrt())
 
     def apply(self, manifold: GaussianManifold, latents: Tensor) -> Tensor:
-        """Latents (n, d) with the edit laid on each. Raises: as `step`."""
+        """Latents (n, d) with the edit laid on each. Raises: as `step`; InputError for integers."""
+        if not latents.is_floating_point():
+            raise InputError(f"latents must be of a floating-point type, they are {latents.dtype}; convert them first")
         return latents + self.step(manifold).to(latents)
 
     def control(self, manifold: GaussianManifold, generator: torch.Generator | None = None) -> Tensor:
@@ -79,7 +81,7 @@ class Edit:
             value = json.loads(text)
             schema, amounts = value["schema"], value["standard_deviations"]
             read = {int(direction): float(amount) for direction, amount in amounts.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise FormatError(
                 'an edit is JSON such as {"schema": 1, "standard_deviations": {"0": 1.5}}; this file is something else'
             ) from error

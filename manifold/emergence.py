@@ -128,7 +128,9 @@ def measure_emergence(
     resampled = torch.stack([crossing_level(_slopes(now, end, weights), noise, share) for weights in counts])
     low, high = resampled.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64, device=path.device), dim=0)
     predicted_curve = _predicted_curve(eigvals, alphas, sigmas)
-    predicted = gaussian.emergence(share).to(path)[chosen]
+    # GaussianManifold.emergence, for a last level that may still hold noise: then the slope is on a noisy end.
+    last = alphas[-1] ** 2 * eigvals / (alphas[-1] ** 2 * eigvals + sigmas[-1] ** 2)
+    predicted = (eigvals * (last / share**2 - 1)).sqrt()
     null_curve = _slopes(growing @ random, final @ random)
     null_level = crossing_level(null_curve, noise, share)
     permuted = derangement(path.shape[1], generator).to(path.device)
@@ -184,7 +186,11 @@ def crossing_level(curve: Tensor, noise: Tensor, share: float) -> Tensor:
 
 
 def _chosen(modes: int | Sequence[int], k: int) -> Tensor:
-    ranks = torch.arange(min(modes, k)) if isinstance(modes, int) else torch.as_tensor(list(modes), dtype=torch.int64)
+    ranks = (
+        torch.arange(max(min(modes, k), 0))
+        if isinstance(modes, int)
+        else torch.as_tensor(list(modes), dtype=torch.int64)
+    )
     if not len(ranks) or int(ranks.min()) < 0 or int(ranks.max()) >= k:
         raise InputError(f"modes must be a number of eigenvectors or their ranks from 0 to {k - 1}, they are {modes}")
     return ranks

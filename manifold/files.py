@@ -109,7 +109,12 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     Metadata is stored as one JSON text under the key `manifold`: safetensors keeps several keys in no fixed order, and
     equal contents must give equal bytes.
     """
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        ours = tensor.detach().cpu().contiguous()
+        # safetensors refuses tensors that share memory, as the classes of a pooled mixture do.
+        known = {other.untyped_storage().data_ptr() for other in stored.values()}
+        stored[name] = ours.clone() if ours.untyped_storage().data_ptr() in known else ours
     with atomic_path(path) as temporary:
         temporary.touch()
         usual = temporary.stat().st_mode

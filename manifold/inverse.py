@@ -182,6 +182,11 @@ class MeasuredDenoiser:
             system[low : low + len(rows)] = self.measurement.forward(spread)
         system = 0.5 * (system + system.T)
         system.diagonal().add_(self.noise**2)
+        exact = system.diagonal()
+        if float(exact.min()) <= torch.finfo(system.dtype).eps * float(exact.max()):
+            raise NotPSDError(
+                f"measured value {int(exact.argmin())} never varies, so it cannot be measured exactly; give noise > 0"
+            )
         factor, failed = torch.linalg.cholesky_ex(system)
         if int(failed):
             jitter = 1e-12 * float(system.diagonal().mean())
@@ -189,8 +194,7 @@ class MeasuredDenoiser:
             factor, failed = torch.linalg.cholesky_ex(system)
             if int(failed):
                 raise NotPSDError(
-                    "measured values must be independent where they are exact, some follow from others or never vary; "
-                    "give noise > 0"
+                    "measured values must be independent where they are exact, some follow from others; give noise > 0"
                 )
             warnings.warn(
                 f"the measured values are nearly dependent; {jitter:.3g} was added to their variances",

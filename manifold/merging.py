@@ -34,6 +34,7 @@ def merge_moments(paths: Sequence[str | Path], *, same: Sequence[str] = ("encode
         raise InputError("a collection must not be merged with itself, its rows would count twice; name each file once")
     merged, shared = Moments.load(files[0])
     taken_in = _collections(shared)
+    first = {key: (files[0], shared[key]) for key in same if key in shared}
     for file in files[1:]:
         other, metadata = Moments.load(file)
         again = taken_in & _collections(metadata)
@@ -43,10 +44,11 @@ def merge_moments(paths: Sequence[str | Path], *, same: Sequence[str] = ("encode
                 "merge only collections that have none in common"
             )
         taken_in |= _collections(metadata)
-        for key in same:
-            if key in shared and key in metadata and shared[key] != metadata[key]:
+        for key in set(same) & set(metadata):
+            earlier, value = first.setdefault(key, (file, metadata[key]))
+            if value != metadata[key]:
                 raise MismatchError(
-                    f"{files[0]} and {file} must have the same {key}, they have {shared[key]!r} and "
+                    f"{earlier} and {file} must have the same {key}, they have {value!r} and "
                     f"{metadata[key]!r}; merge only statistics of one {key}"
                 )
         if other.d != merged.d:

@@ -76,6 +76,8 @@ def fit_mixture(
     shape = (int(rows.shape[1]), int(rows.shape[2]), int(rows.shape[3])) if rows.ndim == 4 else None
     if not 1 <= components <= len(rows) // 2:
         raise InputError(f"components must lie between 1 and half of the {len(rows)} rows, it is {components}")
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, it is {steps}")
     flat = rows.reshape(len(rows), -1)
     if rank is None:
         rank = min(256, flat.shape[1])

@@ -73,4 +73,5 @@ def decided(manifold: GaussianManifold, alpha: Level, sigma: Level) -> Decided:
     noise = (s / a) ** 2
     shares = (eigvals / (eigvals + noise)).sqrt() if noise else torch.ones_like(eigvals)
     half = shares >= 0.5
-    return Decided(shares, int(half.sum()), float(eigvals[half].sum()) / manifold.total_variance)
+    total = manifold.total_variance
+    return Decided(shares, int(half.sum()), float(eigvals[half].sum()) / total if total else 1.0)

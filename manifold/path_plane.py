@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .gaussian import GaussianManifold
 from .nulls import smooth_path
 from .path_states import closed_form, flat_path, level_lists, variance_preserving
@@ -61,6 +62,8 @@ def measure_path_plane(
     Cost: one singular value decomposition (L, d) for each trajectory; exact, in float64.
     """
     path = flat_path(x_t, least=3)
+    if path.shape[2] < 2:
+        raise InputError("a plane needs states of at least 2 values, they have 1")
     alphas, sigmas = level_lists(alphas, sigmas, len(path), path.device)
     path, alphas, sigmas = variance_preserving(path, alphas, sigmas)
     center = path.mean(0)

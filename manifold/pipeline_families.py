@@ -74,7 +74,7 @@ def state_layout(pipeline: Any, state: Tensor, args: tuple[Any, ...], kwargs: Ma
     arguments = arguments_of(pipeline, args, kwargs)
     if state.ndim == 4:
         return StateLayout(copies=2 if name == "DiTPipeline" and arguments["guidance_scale"] > 1 else 1)
-    if state.ndim != 3 or not hasattr(pipeline, "_pack_latents"):
+    if state.ndim != 3 or not hasattr(pipeline, "_pack_latents") or not hasattr(pipeline, "vae_scale_factor"):
         raise InputError(
             f"states must be (n, C, H, W) or FLUX's tokens, those of {name} have shape {tuple(state.shape)}; "
             "videos and other packings are not supported"

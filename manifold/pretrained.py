@@ -80,9 +80,10 @@ def from_pretrained(name: str | Path, *, revision: str | None = None) -> Gaussia
         ) from error
     if config.get("format") != _FORMAT:
         raise FormatError(f"{name}/config.json is not of the format {_FORMAT}; a newer version may have written it")
-    if (config["d"], config["count"]) != (manifold.d, manifold.count):
+    d, count = config.get("d"), config.get("count")
+    if (d, count) != (manifold.d, manifold.count):
         raise FormatError(
-            f"{name}: config.json describes {config['count']} rows of {config['d']} values, stats.safetensors holds "
+            f"{name}: config.json describes {count} rows of {d} values, stats.safetensors holds "
             f"{manifold.count} of {manifold.d}; they come from different fits, download both again"
         )
     return manifold

@@ -56,11 +56,17 @@ def solve_flow(
     state = x_s.float() if x_s.dtype in (torch.float16, torch.bfloat16) else x_s
     state = state / math.hypot(alpha_s, sigma_s)
     for now, then in itertools.pairwise(angles):
-        here: Any = (max(math.cos(now), 0.0), math.sin(now))
-        there: Any = (max(math.cos(then), 0.0), math.sin(then))
+        here: Any = (_cosine(now), math.sin(now))
+        there: Any = (_cosine(then), math.sin(then))
         kept = there[1] / here[1]
         gain = there[0] - here[0] * kept
         target = denoiser.denoise(state, *here)
         ahead = denoiser.denoise(kept * state + gain * target, *there)
         state = kept * state + 0.5 * gain * (target + ahead)
     return (state * math.hypot(alpha_t, sigma_t)).to(x_s)
+
+
+def _cosine(angle: float) -> float:
+    """Exactly 0 at pure noise: what divides by alpha must not take a rounding error for a signal."""
+    cosine = math.cos(angle)
+    return cosine if cosine > 1e-12 else 0.0

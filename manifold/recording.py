@@ -153,7 +153,8 @@ class _Tape:
             target = getattr(result, "pred_original_sample", None)
             target = self._converted if target is None else target
             if target is None:
-                target = schedule.x0_hat(without_variance(given["model_output"], state), state, timestep)
+                # At the level of this place: with many steps several may round to one timestep.
+                target = schedule.x0_hat_at(without_variance(given["model_output"], state), state, *self.levels[-1])
             self.targets.append(kept(target))
             self.last = kept(result.prev_sample)
             return result if wants_object else result.to_tuple()

@@ -148,12 +148,14 @@ def convergence(
         one_in: use one row in so many, drawn at random; 1 must be among them.
         device: where the work is done.
 
-    Raises: InputError if `one_in` lacks 1; ShapeError if the shape is not that of a row.
+    Raises: InputError if `one_in` lacks 1, or there are fewer than 4 rows; ShapeError if the shape is not that of a row.
 
     Cost: two passes in all and an eigendecomposition for each entry up to d = 4096.
     """
     if 1 not in one_in:
         raise InputError("convergence compares with the estimate from all rows; include 1 in one_in")
+    if len(store) < 4:
+        raise InputError(f"convergence needs at least 4 rows, there are {len(store)}; encode more images")
     parts = {one: RowSubset(store, one, [0]) for one in sorted(set(one_in)) if len(store) // one >= 4}
     whole = _leading(parts[1], None, device)
     points = []

@@ -181,7 +181,7 @@ class NoiseSchedule:
         log_snr = self.log_snr(t)
         old, new = levels_at_snr(log_snr, self.coordinates), levels_at_snr(log_snr, to)
         factor = torch.hypot(*new) / torch.hypot(*old)
-        return x_t * _against(factor, x_t)
+        return (_wide(x_t) * _against(factor, x_t)).to(x_t)
 
     def network_input(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """What the network is shown of x_t; equals `scheduler.scale_model_input`.
@@ -192,7 +192,8 @@ class NoiseSchedule:
         if self.coordinates != "ve":
             return x_t
         _, sigma = self.levels(t)
-        return x_t * _against(1 / torch.hypot(sigma, torch.full_like(sigma, self.sigma_data or 1.0)), x_t)
+        shown = _wide(x_t) * _against(1 / torch.hypot(sigma, torch.full_like(sigma, self.sigma_data or 1.0)), x_t)
+        return shown.to(x_t)
 
     def x0_hat(self, output: Tensor, x_t: Tensor, t: float | Tensor) -> Tensor:
         """Predicted target from the network's output at x_t (in this schedule's coordinates).
@@ -209,7 +210,14 @@ class NoiseSchedule:
 
         Source: v: arXiv 2202.00512, appendix D; EDM: arXiv 2206.00364, table 1.
         """
-        log_snr = self.log_snr(t)
+        return self._x0_hat(output, x_t, self.log_snr(t))
+
+    def x0_hat_at(self, output: Tensor, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
+        """`x0_hat` at a level in this schedule's coordinates, for all rows. Raises: as `x0_hat`."""
+        snr = math.inf if sigma == 0 else (alpha / sigma) ** 2
+        return self._x0_hat(output, x_t, torch.tensor(snr, dtype=torch.float64).log())
+
+    def _x0_hat(self, output: Tensor, x_t: Tensor, log_snr: Tensor) -> Tensor:
         alpha, sigma = levels_at_snr(log_snr, self.coordinates)
         if self.sigma_data is not None:
             total = sigma**2 + self.sigma_data**2
@@ -226,7 +234,7 @@ class NoiseSchedule:
             a, s = levels_at_snr(log_snr, wanted)
             scale = torch.hypot(a, s) / torch.hypot(alpha, sigma)  # x_t -> the coordinates in which v is defined
             skip, out = (a if wanted == "vp" else torch.ones_like(a)) * scale, -s
-        return _against(skip, x_t) * x_t + _against(out, x_t) * output
+        return (_against(skip, x_t) * _wide(x_t) + _against(out, x_t) * _wide(output)).to(x_t)
 
 
 def levels_at_snr(log_snr: Tensor, coordinates: Coordinates) -> tuple[Tensor, Tensor]:
@@ -274,4 +282,9 @@ def _against(factor: Tensor, state: Tensor) -> Tensor:
     """A factor () or (n,) as it multiplies states (n, ...)."""
     if factor.ndim > 1 or (factor.ndim == 1 and len(factor) not in (1, len(state))):
         raise ShapeError(f"t must be a number or ({len(state)},), it has shape {tuple(factor.shape)}")
-    return factor.to(state).reshape(-1, *[1] * (state.ndim - 1))
+    return factor.to(_wide(state)).reshape(-1, *[1] * (state.ndim - 1))
+
+
+def _wide(state: Tensor) -> Tensor:
+    """In float32 at least: half precision would round the factor, which every value is multiplied by."""
+    return state.to(torch.promote_types(state.dtype, torch.float32))

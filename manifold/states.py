@@ -27,7 +27,8 @@ def flat_states(state: Tensor, d: int, reference: Tensor, shape: tuple[int, ...]
     """The states as (n, d), in the type and on the device of `reference`. Raises: ShapeError; InputError for integers."""
     if not state.is_floating_point():
         raise InputError(f"states must be of a floating-point type, they are {state.dtype}; convert them first")
-    if state.ndim not in (2, 4) or math.prod(state.shape[1:]) != d:
+    turned = shape is not None and state.ndim == 4 and tuple(state.shape[1:]) != tuple(shape)
+    if state.ndim not in (2, 4) or math.prod(state.shape[1:]) != d or turned:
         wanted = f"(n, {d})" if shape is None else f"(n, {d}) or (n, {', '.join(map(str, shape))})"
         raise ShapeError(f"states must have shape {wanted}, they have {tuple(state.shape)}")
     return state.reshape(len(state), d).to(reference)

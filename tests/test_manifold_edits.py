@@ -96,3 +96,16 @@ def test_random_edits_are_repeatable_draws_of_unit_spread():
     assert 0.95 < np.std(list(first.amounts.values())) < 1.05
     with pytest.raises(InputError, match="at least 1 direction"):
         random_edit(0)
+
+
+@pytest.mark.parametrize("amount", ["1" + 400 * "0", "1e999"])
+def test_numbers_beyond_all_bounds_in_a_file(amount):
+    with pytest.raises((FormatError, InputError)):
+        Edit.from_json(f'{{"schema": 1, "standard_deviations": {{"0": {amount}}}}}')
+
+
+def test_directions_beyond_all_bounds_and_whole_numbers(manifold):
+    with pytest.raises(InputError, match="the edit names 99999999999999999999"):
+        Edit({99999999999999999999: 1.0}).step(manifold)
+    with pytest.raises(InputError, match="floating-point"):
+        Edit({0: 1.0}).apply(manifold, torch.zeros(1, 24, dtype=torch.int64))

@@ -299,3 +299,12 @@ def test_a_networks_prediction_mends_the_endpoint_of_data_with_another_mean(mani
         assert (network - expected).abs().max() > 1e-3
     pictures = manifold.endpoint(x_t.view(-1, 3, 2, 2), alpha, sigma, network.view(-1, 3, 2, 2))
     torch.testing.assert_close(pictures.flatten(1), mended)
+
+
+def test_states_of_another_layout_are_refused_though_they_hold_as_many_values():
+    manifold = GaussianManifold.fit(torch.randn(60, 4, 4, 6, generator=torch.Generator().manual_seed(0)))
+    manifold.denoise(torch.zeros(1, 4, 4, 6), 1.0, 1.0)
+    manifold.denoise(torch.zeros(1, 96), 1.0, 1.0)
+    for turned in (torch.zeros(1, 4, 6, 4), torch.zeros(1, 6, 4, 4)):
+        with pytest.raises(ShapeError, match=r"\(n, 4, 4, 6\)"):
+            manifold.denoise(turned, 1.0, 1.0)

@@ -11,6 +11,7 @@ from manifold.gaussian import GaussianManifold
 from manifold.guidance import ClassGuidance
 from manifold.inverse import MeasuredDenoiser, Measurement, downsample, inpaint, to_grey
 from manifold.mixture import GaussianMixture
+from manifold.probability_flow import solve_flow
 
 SHAPE = (3, 4, 4)
 D = 48
@@ -203,3 +204,18 @@ def test_half_precision_states_lose_only_their_own_rounding(guidance, dtype):
     torch.testing.assert_close(
         guided.denoise(x_t, 1.0, 10.0).double(), shift, rtol=4 * torch.finfo(dtype).eps, atol=1e-3
     )
+
+
+def test_a_guided_prediction_from_pure_noise_is_refused(guidance):
+    """The flow's first level is alpha = 0, which the cosine of a right angle is not."""
+    guided = guidance.guided(guidance.classes, 1, 2.0)
+    with pytest.raises(InputError, match="needs alpha > 0"):
+        solve_flow(guided, torch.randn(2, 6, dtype=torch.float64), 0.0, 1.0, 0.8, 0.6)
+
+
+def test_a_value_that_never_varies_beside_others_that_do():
+    """Added variance would pass over it: what was measured there would be neither met nor refused."""
+    still = GaussianManifold(FullCovariance(torch.zeros(4), torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.eye(4)))
+    measured = MeasuredDenoiser(still, Measurement.from_matrix(torch.eye(4)), torch.tensor([[1.0, 1.0, 1.0, 5.0]]))
+    with pytest.raises(NotPSDError, match="measured value 3 never varies"):
+        measured.denoise(torch.zeros(1, 4), 1.0, 1.0)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture as Reference
 
+from manifold.class_gaussians import _moved
 from manifold.covariance import FullCovariance, LowRankCovariance, StationaryCovariance
 from manifold.errors import FormatError, InputError, MismatchError, NotFittedError, ShapeError
 from manifold.files import load_tensors, save_tensors
@@ -283,3 +284,23 @@ def test_fewer_rows_than_directions_are_fitted_at_the_default_rank(n, d):
     assert bool(fit.mixture.log_prob(rows).isfinite().all())
     x_t = rows + torch.randn_like(rows)
     assert float((fit.mixture.denoise(x_t, 1.0, 1.0) - rows).square().mean()) < float((x_t - rows).square().mean())
+
+
+def test_components_that_share_tensors_are_saved_each_with_its_own_mean(tmp_path):
+    """As the classes of a collection do, whose covariance within classes is one."""
+    generator = torch.Generator().manual_seed(0)
+    cross = torch.randn(4, 3, 2, 2, dtype=torch.complex128, generator=generator)
+    spectrum = cross @ cross.mH
+    spectrum[:, [0, -1]] = (spectrum + spectrum[(-torch.arange(4)) % 4].conj())[:, [0, -1]] / 2
+    everything = GaussianManifold(
+        StationaryCovariance(torch.zeros(2, dtype=torch.float64), spectrum, 4), shape=(2, 4, 4)
+    )
+    means = 3 * torch.randn(3, 32, dtype=torch.float64, generator=generator)
+    for model in (everything, GaussianManifold(component(1, d=32)), GaussianManifold(component(1, d=32, k=5))):
+        shared = [_moved(model.covariance, mean) for mean in means]
+        classes = GaussianMixture(shared, WEIGHTS)
+        classes.save(tmp_path / "mixture.safetensors")
+        again = GaussianMixture.load(tmp_path / "mixture.safetensors")
+        x_t = torch.randn(4, 32, dtype=torch.float64, generator=generator)
+        assert_close(again.denoise(x_t, 0.8, 0.6), classes.denoise(x_t, 0.8, 0.6))
+        assert torch.equal(torch.stack([one.mean for one in again.components]), means)

@@ -274,3 +274,19 @@ def test_wrong_use_is_said():
         NoiseSchedule.from_scheduler(diffusers.ScoreSdeVeScheduler())
     with pytest.raises(InputError, match="that fall"):
         TableCurve(torch.tensor([0.5, 0.6]))
+
+
+def test_half_precision_rounds_the_result_and_not_the_factor():
+    """Each value is the nearest that bfloat16 has to the exact one."""
+    scheduler = diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler.set_timesteps(9)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    state = 10 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for timestep in scheduler.timesteps:
+        sigma = scheduler.sigmas[scheduler.index_for_timestep(timestep)].double()
+        for found, factor in (
+            (schedule.network_input(state, timestep), 1 / (sigma**2 + 1).sqrt()),
+            (schedule.x0_hat(state, state, timestep), 1 - sigma),
+        ):
+            exact = state.double() * factor
+            assert float(((found.double() - exact) / exact).abs().max()) < 1.01 * 2**-9

@@ -130,10 +130,21 @@ def test_karras_timesteps_that_repeat_keep_their_own_levels():
             **SD, use_karras_sigmas=True, algorithm_type="dpmsolver", final_sigmas_type="sigma_min"
         )
     )
+    outputs, step = [], pipeline.scheduler.step
+
+    @functools.wraps(step)
+    def watched(model_output, *args, **kwargs):
+        outputs.append(model_output.double())
+        return step(model_output, *args, **kwargs)
+
+    pipeline.scheduler.step = watched
     recording = record(pipeline, [0], num_inference_steps=99, generator=seeded())
     assert len(set(recording.timesteps.tolist())) < 99
     ratio = recording.sigmas / recording.alphas
     torch.testing.assert_close(ratio, pipeline.scheduler.sigmas[:99].double(), rtol=1e-9, atol=0)
+    alpha, sigma = (one[:, None, None, None, None] for one in (recording.alphas, recording.sigmas))
+    expected = (recording.x_t[:-1].double() - sigma * torch.stack(outputs)) / alpha
+    torch.testing.assert_close(recording.x0_hat.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [tiny_ddpm, tiny_ddim])

@@ -130,6 +130,9 @@ def test_merging_what_does_not_belong_together_is_refused(rng, tmp_path):
     moments_of(rng.standard_normal((9, 4))).save(tmp_path / "c", {"encoder": "one"})
     with pytest.raises(MismatchError, match="same encoder, they have 'one' and 'two'"):
         merge_moments([tmp_path / "a", tmp_path / "b"])
+    moments_of(rng.standard_normal((9, 5))).save(tmp_path / "nameless")
+    with pytest.raises(MismatchError, match="same encoder"):  # a file that says nothing does not make the others agree
+        merge_moments([tmp_path / "a", tmp_path / "nameless", tmp_path / "b"])
     with pytest.raises(MismatchError, match=r"rows of 5 values, .*c of 4"):
         merge_moments([tmp_path / "a", tmp_path / "c"])
     with pytest.raises(InputError, match="at least two files"):

@@ -282,3 +282,8 @@ def test_rows_that_are_all_equal_have_no_spectrum():
     for shape in (None, (3, 2, 2)):
         with pytest.raises(InputError, match="all rows are equal"):
             fit_auto(ArrayRows(rows), shape)
+
+
+def test_convergence_of_hardly_any_rows_is_refused():
+    with pytest.raises(InputError, match="at least 4 rows, there are 3"):
+        convergence(ArrayRows(np.zeros((3, 8), np.float32)), 6, first=1, last=3)

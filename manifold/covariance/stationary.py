@@ -118,7 +118,10 @@ class StationaryCovariance(CovarianceModel):
         return other
 
     def tensors(self) -> dict[str, Tensor]:
-        """mean, the cross-spectrum (real and imaginary part last), width and, where known, count."""
+        """mean, the cross-spectrum (real and imaginary part last), width and, where known, count.
+
+        And the mean of every value, where it is not that of its channel, as in a class of several with one covariance.
+        """
         tensors = {
             "mean": self.channel_mean,
             "spectrum": torch.view_as_real(self.spectrum.resolve_conj()),
@@ -126,6 +129,8 @@ class StationaryCovariance(CovarianceModel):
         }
         if self.count is not None:
             tensors["count"] = torch.tensor(self.count)
+        if not torch.equal(self.mean, self.channel_mean.repeat_interleave(self.shape[1] * self.shape[2])):
+            tensors["value_mean"] = self.mean
         return tensors
 
     @classmethod
@@ -136,7 +141,9 @@ class StationaryCovariance(CovarianceModel):
             raise FormatError(f"{path} must hold {', '.join(sorted(missing))} and does not; fit again to make it")
         count = int(tensors["count"]) if "count" in tensors else None
         spectrum = torch.view_as_complex(tensors["spectrum"])
-        return cls(tensors["mean"], spectrum, int(tensors["width"]), count=count)
+        model = cls(tensors["mean"], spectrum, int(tensors["width"]), count=count)
+        model.mean = tensors.get("value_mean", model.mean)
+        return model
 
 
 def _complex_type(dtype: torch.dtype) -> torch.dtype:
