@@ -1,14 +1,15 @@
 """Adding images to a workspace: what is new is encoded, and nothing else is done again.
 
-An image is known by its key. New images are encoded by the recipe in the manifest into shards of their own, the moments go
-on where they stopped, and the index is extended in its own basis (see `index.refresh`). A killed run leaves whole shards;
-the same command goes on after them.
+An image is known by its key; where a collection has a key several times, by key and address. New images are encoded by the
+recipe in the manifest into shards of their own, the moments go on where they stopped, and the index is extended in its own
+basis (see `index.refresh`). A killed run leaves whole shards; the same command goes on after them.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Added:
     rejects: int
     """New images that cannot be used."""
     known: int
-    """Images whose key the workspace had already, as a row or as a reject."""
+    """Images that the workspace had already, as a row or as a reject."""
 
 
 def add_images(
@@ -72,7 +73,7 @@ def add_images(
 
     Warns: ManifoldWarning if the new images differ so much that the index should be built again; see `refresh_index`.
 
-    Cost: listing the collection, encoding what is new, and `refresh_workspace`. The keys of all rows in memory.
+    Cost: listing the collection, encoding what is new, and `refresh_workspace`. Keys and addresses of all rows in memory.
     """
     if not 0 <= max_rejects <= 1:
         raise InputError(f"max_rejects is a share from 0 to 1, got {max_rejects}")
@@ -84,7 +85,7 @@ def add_images(
         opened = Workspace.open(root)
         remove_uncommitted(opened)
         _require_kind(opened, collection)
-        known = _known_keys(opened)
+        known = _known_names(opened)
         before = opened.manifest
         fingerprint = collection.fingerprint()
         words = ["manifold", "add", "WS", collection.name, *(["--prefix", prefix] if prefix else [])]
@@ -114,26 +115,28 @@ def add_images(
 
 
 class _NewImages:
-    """The images of a collection whose keys are not known yet; of several with one key, the first."""
+    """The images of a collection that the workspace does not have yet, see `_new_places`."""
 
-    def __init__(self, source: ImageSource, known: set[str], prefix: str) -> None:
+    def __init__(self, source: ImageSource, known: _Names, prefix: str) -> None:
         self.name = source.name
-        self._source, self._known, self._prefix = source, known, prefix
-        self._count = sum(1 for _ in self.refs())
+        self._source, self._prefix = source, prefix
+        self._numbers = _new_places(known, [(prefix + ref.key, ref.image_path) for ref in source.refs()])
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._numbers)
 
     def refs(self, start: int = 0) -> Iterator[ImageRef]:
         """New images from number `start` on, their keys prefixed."""
-        seen: set[str] = set()
-        for ref in self._source.refs():
-            key = self._prefix + ref.key
-            if key in self._known or key in seen:
-                continue
-            seen.add(key)
-            if len(seen) > start:
-                yield replace(ref, key=key)
+        if start < len(self):
+            first = int(self._numbers[start])
+            wanted = iter(self._numbers[start:].tolist())
+            number = next(wanted)
+            for place, ref in enumerate(self._source.refs(first), first):
+                if place == number:
+                    yield replace(ref, key=self._prefix + ref.key)
+                    number = next(wanted, -1)
+                    if number < 0:
+                        return
 
     def position(self, image_path: str) -> int | None:
         """Number among the new images of the one with this address; None if there is none."""
@@ -144,19 +147,18 @@ class _NewImages:
         return self._source.fingerprint()
 
 
-def _new_rows(
-    source: EmbeddingSource, known: set[str], prefix: str
-) -> Iterator[tuple[np.ndarray, dict[str, list[Any]]]]:
-    """Batches of a collection of embeddings without the rows whose keys are known."""
-    seen: set[str] = set()
+def _new_rows(source: EmbeddingSource, known: _Names, prefix: str) -> Iterator[tuple[np.ndarray, dict[str, list[Any]]]]:
+    """Batches of a collection of embeddings without the rows that the workspace has."""
+    names: list[_Name] = []
+    for _, columns in source.batches():
+        names += zip((prefix + key for key in columns["key"]), columns["image_path"], strict=True)
+    new = _new_places(known, names)
+    first = 0
     for array, columns in source.batches():
-        keys = [prefix + key for key in columns["key"]]
-        kept = []
-        for place, key in enumerate(keys):
-            if key not in known and key not in seen:
-                seen.add(key)
-                kept.append(place)
+        kept = (new[(new >= first) & (new < first + len(array))] - first).tolist()
+        first += len(array)
         if kept:
+            keys = [prefix + key for key in columns["key"]]
             chosen = {name: [values[place] for place in kept] for name, values in {**columns, "key": keys}.items()}
             yield array[kept], chosen
 
@@ -165,10 +167,37 @@ def _count(batches: Iterator[tuple[np.ndarray, dict[str, list[Any]]]]) -> int:
     return sum(len(array) for array, _ in batches)
 
 
-def _known_keys(workspace: Workspace) -> set[str]:
-    rows = workspace.latents.metadata(["key"]).column("key").to_pylist()
-    rejects = [reject["key"] for reject in read_rejects(workspace) if reject["input"] < workspace.manifest.next_input]
-    return {*rows, *rejects}
+_Name = tuple[str, str]
+"""Key and address of an image."""
+_Names = Counter[_Name]
+
+
+def _known_names(workspace: Workspace) -> _Names:
+    table = workspace.latents.metadata(["key", "image_path"])
+    rows = zip(table.column("key").to_pylist(), table.column("image_path").to_pylist(), strict=True)
+    rejects = (one for one in read_rejects(workspace) if one["input"] < workspace.manifest.next_input)
+    return Counter([*rows, *((one["key"], one["image_path"]) for one in rejects)])
+
+
+def _new_places(known: _Names, names: Sequence[_Name]) -> np.ndarray:
+    """Numbers of the images that the workspace does not have, of a collection of these names.
+
+    Those at their address are there. As many more are as the workspace has of a key at addresses that the collection does
+    not have: images that lie elsewhere now, as in shards that were cut anew.
+    """
+    elsewhere: Counter[str] = Counter()
+    for (key, _), times in known.items():
+        elsewhere[key] += times
+    elsewhere.subtract(key for key, address in names if (key, address) in known)
+    new = []
+    for place, (key, address) in enumerate(names):
+        if (key, address) in known:
+            continue
+        if elsewhere[key] > 0:
+            elsewhere[key] -= 1
+        else:
+            new.append(place)
+    return np.array(new, dtype=np.int64)
 
 
 def _require_kind(workspace: Workspace, collection: ImageSource | EmbeddingSource) -> None:

@@ -33,6 +33,7 @@ __all__ = ["begin_workspace", "encode_images", "encode_into", "import_into", "po
 SHARD_BYTES, SHARD_ROWS = 64 * 2**20, 2048
 """Size of a shard unless `shard_rows` says otherwise: what a killed run may have to encode again, and how much metadata
 waits in memory."""
+_MAX_REJECTS = 0.05
 _LARGEST_SIZE = 8192
 """Pixels: an image of this side takes 200 MB decoded, and several are at a time."""
 
@@ -52,7 +53,7 @@ def encode_images(
     batch_size: int | None = None,
     workers: int | None = None,
     seed: int = 0,
-    max_rejects: float = 0.05,
+    max_rejects: float = _MAX_REJECTS,
     shard_rows: int | None = None,
     progress: Progress = silent,
 ) -> Workspace:
@@ -100,7 +101,8 @@ def encode_images(
 
         spec, crop_used, batch = embedding_spec(collection.d), "none", batch_size or 1024
     else:
-        opened = _open_encoder(encoder, size, mode=mode, dtype=dtype, device=device, seed=seed, tile=tile)
+        drawn = seed if mode == "sample" else 0  # of the mode nothing is drawn
+        opened = _open_encoder(encoder, size, mode=mode, dtype=dtype, device=device, seed=drawn, tile=tile)
         spec, crop_used = portable_spec(opened.spec, Path(workspace)), crop
         batch = batch_size or max(1, min(256, 2**20 // spec.image_size**2))
     recipe = Recipe(
@@ -115,7 +117,7 @@ def encode_images(
     )
     root = Path(workspace)
     with writing(root):
-        made = begin_workspace(root, recipe)
+        made = begin_workspace(root, recipe, max_rejects)
         if made.manifest.complete:
             progress("encode", recipe.inputs, recipe.inputs)
             return made
@@ -164,8 +166,8 @@ def worker_count(asked: int | None) -> int:
     return asked
 
 
-def begin_workspace(root: Path, recipe: Recipe) -> Workspace:
-    """The workspace of this recipe in `root`: an earlier one to continue, or a new one."""
+def begin_workspace(root: Path, recipe: Recipe, max_rejects: float = _MAX_REJECTS) -> Workspace:
+    """The workspace of this recipe in `root`: an earlier one to continue, or a new one, whose command is remembered."""
     if (root / "manifest.json").exists():
         workspace = Workspace.open(root)
         workspace.require_recipe(recipe)
@@ -176,21 +178,23 @@ def begin_workspace(root: Path, recipe: Recipe) -> Workspace:
         raise InputError(
             f"{root} is neither empty nor a workspace (it holds {foreign[0]}); choose an empty or new folder"
         )
-    workspace = Workspace(root, Manifest(recipe, _command(recipe)))
+    workspace = Workspace(root, Manifest(recipe, _command(root, recipe, max_rejects)))
     workspace.commit()
     return workspace
 
 
-def _command(recipe: Recipe) -> str:
+def _command(root: Path, recipe: Recipe, max_rejects: float) -> str:
     spec = recipe.encoder
+    encoder = f"WS/{spec.id}" if spec.id.startswith("..") and (root / spec.id).is_dir() else spec.id
     words = ["manifold", "encode", recipe.source, "-w", "WS"]
     words += ["--image-column", recipe.image_column] if recipe.image_column else []
     if recipe.crop != "none":
-        words += ["--encoder", spec.id, "--size", str(spec.image_size), "--crop", recipe.crop]
+        words += ["--encoder", encoder, "--size", str(spec.image_size), "--crop", recipe.crop]
         words += ["--mode", spec.mode, "--dtype", spec.dtype]
         words += ["--seed", str(spec.seed)] if spec.mode == "sample" else []
         words += ["--tile", str(spec.tile)] if spec.tile else []
     words += ["--batch-size", str(recipe.batch_size), "--shard-rows", str(recipe.shard_rows)]
+    words += ["--max-rejects", f"{max_rejects:g}"] if max_rejects != _MAX_REJECTS else []
     return shlex.join(words)
 
 
@@ -203,7 +207,7 @@ def encode_into(
     offset: int = 0,
     inputs: int | None = None,
     workers: int | None = None,
-    max_rejects: float = 0.05,
+    max_rejects: float = _MAX_REJECTS,
     progress: Progress = silent,
 ) -> int:
     """Decode and encode the images of a collection, from the first that has not been looked at, into a writer's shards.

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import make_workspace
@@ -335,3 +337,27 @@ def test_encoding_a_grown_collection_says_how_to_add(tmp_path):
     photos(tmp_path / "photos", range(5, 6))
     with pytest.raises(MismatchError, match="to encode only what is new: manifold add"):
         encode_images(tmp_path / "photos", tmp_path / "ws", **OPTIONS)
+
+
+def test_images_whose_keys_repeat_in_their_collection_are_all_added(tmp_path):
+    """Two files of a table without keys number their rows alike; a picture may come again in another format."""
+    source = tmp_path / "tables"
+    source.mkdir()
+    cells = [path.read_bytes() for path in sorted(photos(tmp_path / "photos", range(12)).iterdir())]
+    pq.write_table(pa.table({"image": cells[:4]}), source / "a.parquet")
+    root = encode_images(source, tmp_path / "ws", **OPTIONS).root
+    pq.write_table(pa.table({"image": cells[4:8]}), source / "b.parquet")
+    done = add_images(source, root, workers=0)
+    assert (done.rows, done.known) == (4, 4)
+    assert add_images(source, root, workers=0).rows == 0
+    pq.write_table(pa.table({"image": cells[:4]}), tmp_path / "again.parquet")
+    assert add_images(tmp_path / "again.parquet", root, workers=0).known == 4, "the same keys at other addresses"
+    names = Workspace.open(root).latents.metadata(["image_path"]).column("image_path").to_pylist()
+    assert names == [f"{file}.parquet#{row}" for file in "ab" for row in range(4)]
+
+    pictures = photos(tmp_path / "pictures", range(3))
+    other = encode_images(pictures, tmp_path / "other", **OPTIONS).root
+    shutil.copyfile(tmp_path / "photos" / "00007.png", pictures / "00001.PNG")
+    done = add_images(pictures, other, workers=0)
+    assert (done.rows, done.known) == (1, 3)
+    assert add_images(pictures, other, workers=0).rows == 0
