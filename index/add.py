@@ -93,11 +93,11 @@ def add_images(
         addition = Addition(collection.name, fingerprint, 0, shlex.join(words), image_column)
         with ShardWriter(opened, _account(opened, addition)) as writer:
             if isinstance(collection, EmbeddingSource):
-                new, total = _new_rows(collection, known, prefix), len(collection)
-                fresh = _count(_new_rows(collection, known, prefix))
+                new, total = _new_places(known, _row_names(collection, prefix)), len(collection)
+                fresh = len(new)
                 if fresh:
                     done = before.next_input
-                    import_into(writer, new, done, done + fresh, progress)
+                    import_into(writer, _rows_at(collection, new, prefix), done, done + fresh, progress)
             else:
                 selected = _NewImages(collection, known, prefix)
                 total, fresh = len(collection), len(selected)
@@ -138,33 +138,30 @@ class _NewImages:
                     if number < 0:
                         return
 
-    def position(self, image_path: str) -> int | None:
-        """Number among the new images of the one with this address; None if there is none."""
-        return next((place for place, ref in enumerate(self.refs()) if ref.image_path == image_path), None)
-
     def fingerprint(self) -> str:
         """That of the whole collection."""
         return self._source.fingerprint()
 
 
-def _new_rows(source: EmbeddingSource, known: _Names, prefix: str) -> Iterator[tuple[np.ndarray, dict[str, list[Any]]]]:
-    """Batches of a collection of embeddings without the rows that the workspace has."""
+def _row_names(source: EmbeddingSource, prefix: str) -> list[_Name]:
     names: list[_Name] = []
     for _, columns in source.batches():
         names += zip((prefix + key for key in columns["key"]), columns["image_path"], strict=True)
-    new = _new_places(known, names)
+    return names
+
+
+def _rows_at(
+    source: EmbeddingSource, places: np.ndarray, prefix: str
+) -> Iterator[tuple[np.ndarray, dict[str, list[Any]]]]:
+    """Batches of a collection of embeddings with no other rows than those of these numbers, their keys prefixed."""
     first = 0
     for array, columns in source.batches():
-        kept = (new[(new >= first) & (new < first + len(array))] - first).tolist()
+        kept = (places[(places >= first) & (places < first + len(array))] - first).tolist()
         first += len(array)
         if kept:
             keys = [prefix + key for key in columns["key"]]
             chosen = {name: [values[place] for place in kept] for name, values in {**columns, "key": keys}.items()}
             yield array[kept], chosen
-
-
-def _count(batches: Iterator[tuple[np.ndarray, dict[str, list[Any]]]]) -> int:
-    return sum(len(array) for array, _ in batches)
 
 
 _Name = tuple[str, str]

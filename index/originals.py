@@ -14,7 +14,8 @@ from pathlib import Path
 
 from manifold.errors import FormatError, InputError, MismatchError
 
-from .images import ImageRef, ImageSource, open_images
+from .images import ImageRef, open_images
+from .images.sources import ImageCollection
 from .workspace import Workspace
 
 __all__ = ["Originals", "find_originals", "open_originals"]
@@ -29,7 +30,7 @@ class Originals:
     Cost: a walk reads what the collections' own listing reads, and holds the names of all rows in memory.
     """
 
-    def __init__(self, workspace: Workspace, collections: Sequence[tuple[ImageSource, set[str]]]) -> None:
+    def __init__(self, workspace: Workspace, collections: Sequence[tuple[ImageCollection, set[str]]]) -> None:
         self.name = workspace.manifest.recipe.source
         self._workspace = workspace
         self._collections = collections
@@ -56,11 +57,6 @@ class Originals:
                         row += 1
                         if row == len(self):
                             return
-
-    def position(self, image_path: str) -> int | None:
-        """Number of the first row with this address; None if there is none."""
-        paths, _ = self._names
-        return paths.index(image_path) if image_path in paths else None
 
     def fingerprint(self) -> str:
         """Of the first collection."""
@@ -151,7 +147,7 @@ def _beside(workspace: Workspace, name: str) -> list[Path]:
     return [workspace.root.resolve().parent / name, Path(name)]
 
 
-def _recognised(workspace: Workspace, place: Path, image_column: str | None) -> tuple[ImageSource, set[str]]:
+def _recognised(workspace: Workspace, place: Path, image_column: str | None) -> tuple[ImageCollection, set[str]]:
     """A collection that was encoded, with the prefixes under which its keys were stored."""
     recipe, additions = workspace.manifest.recipe, workspace.manifest.additions
     encoded = [(recipe.source, recipe.fingerprint, "", recipe.image_column)]

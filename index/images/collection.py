@@ -23,7 +23,7 @@ from .embeddings import EmbeddingSource
 from .folder import FolderSource, Listing, list_folder
 from .parquet import ParquetSource, image_columns, read_schema
 from .patterns import is_pattern, matching_files, natural_order
-from .sources import ImageSource, source_name
+from .sources import ImageCollection, source_name
 from .webdataset import WebDatasetSource
 
 __all__ = ["open_collection", "open_images"]
@@ -36,7 +36,7 @@ _SPLIT = re.compile(r"([\w.]+)-\d+-of-\d+(?:-[0-9a-f]+)?\.parquet")
 _SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation", "dev"})
 
 
-def open_images(path: str | Path, *, image_column: str | None = None) -> ImageSource:
+def open_images(path: str | Path, *, image_column: str | None = None) -> ImageCollection:
     """Open a collection of images.
 
     Arguments
@@ -52,7 +52,7 @@ def open_images(path: str | Path, *, image_column: str | None = None) -> ImageSo
     return opened
 
 
-def open_collection(path: str | Path, *, image_column: str | None = None) -> ImageSource | EmbeddingSource:
+def open_collection(path: str | Path, *, image_column: str | None = None) -> ImageCollection | EmbeddingSource:
     """Open a collection of images, or of embeddings made elsewhere. Arguments and errors as in `open_images`."""
     opened = _open(path, image_column)
     if len(opened) == 0:
@@ -60,7 +60,7 @@ def open_collection(path: str | Path, *, image_column: str | None = None) -> Ima
     return opened
 
 
-def _open(path: str | Path, image_column: str | None) -> ImageSource | EmbeddingSource:
+def _open(path: str | Path, image_column: str | None) -> ImageCollection | EmbeddingSource:
     text = str(path)
     place = Path(path)
     if "://" in text:
@@ -76,7 +76,7 @@ def _open(path: str | Path, image_column: str | None) -> ImageSource | Embedding
 
 def _open_files(
     name: str, files: Sequence[Path], image_column: str | None, root: Path | None = None
-) -> ImageSource | EmbeddingSource:
+) -> ImageCollection | EmbeddingSource:
     kinds = sorted({path.suffix.lower() for path in files})
     root = root or _common_folder(files)
     if len(kinds) > 1:
@@ -102,7 +102,7 @@ def _common_folder(files: Sequence[Path]) -> Path:
     )
 
 
-def _open_folder(root: Path, image_column: str | None) -> ImageSource | EmbeddingSource:
+def _open_folder(root: Path, image_column: str | None) -> ImageCollection | EmbeddingSource:
     if (root / "manifest.json").is_file() and (root / "latents").is_dir():
         raise InputError(
             f"{root} is a workspace already; give the images it was made from, or use the workspace itself"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["FileSpan", "ImageRef", "ImageSource", "fingerprint_files", "portable", "source_name"]
+__all__ = ["FileSpan", "ImageCollection", "ImageRef", "ImageSource", "fingerprint_files", "portable", "source_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,16 @@ class ImageSource(Protocol):
         """Images from number `start` on; starting in the middle costs no reading of the images before."""
         ...
 
-    def position(self, image_path: str) -> int | None:
-        """Number of the image with this address, None if there is none; costs what `refs` costs from there."""
-        ...
-
     def fingerprint(self) -> str:
         """SHA-256 of the listing (names and sizes of files), in hexadecimal: tells whether a collection changed."""
+        ...
+
+
+class ImageCollection(ImageSource, Protocol):
+    """A collection at rest, whose images are found by their address as well."""
+
+    def position(self, image_path: str) -> int | None:
+        """Number of the image with this address, None if there is none; costs what `refs` costs from there."""
         ...
 
 

@@ -162,13 +162,11 @@ def _storable(text: str) -> str:
 
 
 def _label(cls: str | None, described: object) -> int | None:
-    """An integer label from the .cls member or, failing that, from the JSON; None if it does not fit into 64 bits."""
-    label = cls if cls is not None else described
-    if isinstance(label, str):
-        try:
-            label = int(label.strip())
-        except ValueError:
-            return None
-    if not isinstance(label, int) or isinstance(label, bool):
+    """An integer label from the .cls member or, failing that, from the JSON."""
+    text = cls if cls is not None else described
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    try:
+        return int(text.strip()) if isinstance(text, str) else None
+    except ValueError:
         return None
-    return label if -(2**63) <= label < 2**63 else None
