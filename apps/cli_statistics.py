@@ -56,6 +56,7 @@ def fit(
     Example: manifold fit ws --model auto
     """
     from index.fit import fit_workspace, judge_workspace
+    from manifold.covariance import LowRankCovariance
 
     from .console import RESUMES, long_work, out
 
@@ -63,6 +64,10 @@ def fit(
         from .drift import require_comparable
 
         require_comparable(workspace, drift)
+    if plots is not None:
+        from .diagnose import require_drawable
+
+        require_drawable(workspace, model)
     with long_work(RESUMES) as progress:
         fitted = fit_workspace(
             workspace,
@@ -78,6 +83,9 @@ def fit(
     )
     if "selection" in fitted.metadata:
         out.print(fitted.metadata["selection"])
+    if plots is not None and not isinstance(fitted.covariance, LowRankCovariance):
+        out.print("a stationary model was chosen, which has no directions: there are no plots of it")
+        plots = None
     with long_work(RESUMES) as progress:
         if plots is None:
             sentence = judge_workspace(workspace, progress=progress)

@@ -16,15 +16,28 @@ from manifold.covariance import LowRankCovariance
 from manifold.diagnostics import diagnose, verdict
 from manifold.errors import InputError
 from manifold.files import write_json
-from manifold.reproducibility import convergence, passes_over, split_half
+from manifold.reproducibility import FEWEST_ROWS, convergence, passes_over, split_half
 
 from .diagnostic_plots import plot_convergence, plot_power, plot_reproducible
 from .plots import plot_spectrum
 
-__all__ = ["draw_diagnostics"]
+__all__ = ["draw_diagnostics", "require_drawable"]
 
 _FEWEST_TO_CONVERGE = 64
 """Of which a sixteenth still has a spectrum."""
+_NO_DIRECTIONS = "these plots are of a spectrum with directions, and this model is stationary; fit another --model"
+
+
+def require_drawable(workspace: str | Path, model: str | None) -> None:
+    """Say before a fit of `model`, not after it, that there will be nothing to draw.
+
+    Raises: InputError.
+    """
+    if model == "stationary":
+        raise InputError(_NO_DIRECTIONS)
+    count = len(Workspace.open(workspace).latents)
+    if count < FEWEST_ROWS:
+        raise InputError(f"plots of a fit need at least {FEWEST_ROWS} images, {workspace} has {count}; encode more")
 
 
 def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Progress = silent) -> str:
@@ -48,9 +61,7 @@ def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Pro
     fitted = load_manifold(opened)
     count = len(opened.latents)
     if not isinstance(fitted.covariance, LowRankCovariance):
-        raise InputError(
-            "these plots are of a spectrum with directions, and this model is stationary; fit another --model"
-        )
+        raise InputError(_NO_DIRECTIONS)
     converging = count >= _FEWEST_TO_CONVERGE
     passes = passes_over(fitted.d)
     rows = WatchedRows(opened.latents, passes + (max(2, 5 * passes // 2) if converging else 0), progress)

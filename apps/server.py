@@ -10,6 +10,7 @@ that page could read the answers. So a server on a local address answers only to
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,7 +110,7 @@ def _add_reading(app: FastAPI, service: SearchService) -> None:
         response_class=Response,
         responses={200: {"content": {"image/jpeg": {}}}, **no_row},
     )
-    def thumbnails(row: int) -> Response:
+    def thumbnails(row: int, request: Request) -> Response:
         _require_row(service, row)
         try:
             jpeg, origin = service.thumbnail(row)
@@ -117,9 +118,13 @@ def _add_reading(app: FastAPI, service: SearchService) -> None:
             raise HTTPException(404, str(error)) from error
         headers = {
             "X-Picture-Of": origin,
-            "Cache-Control": "private, max-age=3600",
+            # After a removal a row number means another image: a browser may keep a picture, but has to ask each time.
+            "Cache-Control": "private, no-cache",
+            "ETag": f'"{hashlib.sha256(jpeg).hexdigest()}"',
             "X-Content-Type-Options": "nosniff",
         }
+        if request.headers.get("If-None-Match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
         return Response(jpeg, media_type="image/jpeg", headers=headers)
 
     @app.get("/docs", include_in_schema=False)

@@ -19,7 +19,7 @@ from manifold.diagnostics import diagnose, verdict
 from manifold.errors import InputError, NotFittedError
 from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments, Precision
-from manifold.reproducibility import passes_over, split_half
+from manifold.reproducibility import FEWEST_ROWS, passes_over, split_half
 from manifold.resolution import warn_unresolved
 from manifold.selection import fit_auto
 
@@ -148,7 +148,7 @@ def judge_workspace(workspace: str | Path, *, progress: Progress = silent) -> st
         workspace: its folder, fitted.
         progress: told of ("judge", rows done, rows to do).
 
-    Raises: NotFittedError if the workspace is not fitted; InputError with fewer than four latents.
+    Raises: NotFittedError if the workspace is not fitted.
 
     Cost: two passes over the latents and two eigendecompositions up to d = 4,096; above, up to twenty passes.
     """
@@ -156,6 +156,8 @@ def judge_workspace(workspace: str | Path, *, progress: Progress = silent) -> st
     fitted = load_manifold(opened)
     if not isinstance(fitted.covariance, LowRankCovariance):
         return f"{fitted.count:,} rows went into the stationary model, which needs only a few hundred."
+    if len(opened.latents) < FEWEST_ROWS:
+        return f"{len(opened.latents)} latents are too few to say anything of their spectrum; encode more images."
     rows = WatchedRows(opened.latents, passes_over(opened.latents.d), progress)
     split = split_half(rows)
     rows.finish()

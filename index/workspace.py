@@ -294,4 +294,5 @@ def _remove_temporary_files(root: Path) -> None:
     """Delete what killed runs left half-written: our own temporary files, and those that safetensors makes itself."""
     for name in ("", "latents", "metadata", "stats", "index", "map", "clip", "clip/img_emb", "clip/metadata"):
         for path in (root / name).glob(".tmp*"):
-            path.unlink()
+            if not path.is_dir():
+                path.unlink()

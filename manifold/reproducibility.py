@@ -22,8 +22,10 @@ from .spectrum import (
     power_law,
 )
 
-__all__ = ["Convergence", "SplitHalf", "convergence", "passes_over", "split_half", "subspace_overlap"]
+__all__ = ["FEWEST_ROWS", "Convergence", "SplitHalf", "convergence", "passes_over", "split_half", "subspace_overlap"]
 
+FEWEST_ROWS = 4
+"""Two in each half: the fewest with a variance."""
 _DENSE_LIMIT = 4096
 
 
@@ -76,8 +78,8 @@ def split_half(
 
     Cost: one pass and two eigendecompositions up to d = 4096; above, up to ten passes over each half.
     """
-    if len(store) < 4:
-        raise InputError(f"two halves need at least 4 rows, there are {len(store)}")
+    if len(store) < FEWEST_ROWS:
+        raise InputError(f"two halves need at least {FEWEST_ROWS} rows, there are {len(store)}")
     if not 0.0 < threshold < 1.0:
         raise InputError(f"the threshold of agreement must lie between 0 and 1, it is {threshold}")
     rows = len(store) // 2
@@ -154,8 +156,8 @@ def convergence(
     """
     if 1 not in one_in:
         raise InputError("convergence compares with the estimate from all rows; include 1 in one_in")
-    if len(store) < 4:
-        raise InputError(f"convergence needs at least 4 rows, there are {len(store)}; encode more images")
+    if len(store) < FEWEST_ROWS:
+        raise InputError(f"convergence needs at least {FEWEST_ROWS} rows, there are {len(store)}; encode more images")
     parts = {one: RowSubset(store, one, [0]) for one in sorted(set(one_in)) if len(store) // one >= 4}
     whole = _leading(parts[1], None, device)
     points = []

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from index.fit import fit_workspace, judge_workspace
-from manifold.errors import InputError
+from manifold.errors import InputError, NotFittedError
 from manifold.power import channel_variance, radial_power
 from manifold.reproducibility import convergence, split_half
 from manifold.rows import ArrayRows, RowSubset
@@ -78,6 +78,34 @@ def test_what_cannot_be_drawn_is_left_out_or_said(tmp_path, latents):
     fit_workspace(few, model="stationary")
     with pytest.raises(InputError, match="this model is stationary"):
         draw_diagnostics(few, tmp_path / "plots")
+
+
+def test_the_command_says_before_the_fit_what_cannot_be_drawn(root, tmp_path, latents):
+    def said(*given) -> str:
+        result = CliRunner().invoke(app, ["fit", *map(str, given), "--plots", str(tmp_path / "plots")])
+        assert isinstance(result.exception, InputError), result.output
+        return str(result.exception)
+
+    assert "this model is stationary" in said(root, "--model", "stationary")
+    three = make_workspace(tmp_path / "three", latents[:3], shape=(3, 4, 4)).root
+    assert "need at least 4 images" in said(three)
+    for workspace in (root, three):
+        with pytest.raises(NotFittedError):
+            judge_workspace(workspace)
+    assert CliRunner().invoke(app, ["fit", str(three)]).exit_code == 0
+    assert "3 latents are too few" in judge_workspace(three)
+
+
+def test_a_stationary_model_that_was_chosen_is_fitted_and_not_drawn(tmp_path, rng):
+    side = 66  # more than 4,096 values, where nothing is shrunk toward a stationary model
+    frequencies = np.fft.fftfreq(side)
+    gain = 1 / (0.1 + np.hypot(*np.meshgrid(frequencies, frequencies)))
+    rows = np.fft.ifft2(np.fft.fft2(rng.standard_normal((40, 1, side, side))) * gain).real.reshape(40, -1)
+    few = make_workspace(tmp_path / "few", rows.astype(np.float16), shape=(1, side, side))
+    result = CliRunner().invoke(app, ["fit", str(few.root), "--model", "auto", "--plots", str(tmp_path / "plots")])
+    assert result.exit_code == 0, result.output
+    assert "there are no plots of it" in " ".join(result.output.split())
+    assert not (tmp_path / "plots").exists()
 
 
 def test_words_name_the_facts(latents, tmp_path):

@@ -255,6 +255,16 @@ def test_a_thumbnail_is_drawn_once(root, monkeypatch):
     assert len(decoded) == 1
 
 
+def test_a_browser_keeps_a_thumbnail_but_asks_whether_it_is_still_the_one(client):
+    first, other = client.get("/thumbnails/5"), client.get("/thumbnails/6")
+    assert "no-cache" in first.headers["cache-control"]
+    assert first.headers["etag"] != other.headers["etag"]
+    kept = {"If-None-Match": first.headers["etag"]}
+    unchanged = client.get("/thumbnails/5", headers=kept)
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    assert client.get("/thumbnails/6", headers=kept).content == other.content
+
+
 @pytest.fixture
 def alone(root, tmp_path) -> Path:
     """The workspace where its collection is not."""

@@ -208,6 +208,8 @@ def test_another_collection_with_equal_keys_needs_a_prefix(tmp_path):
     root = made(photos(tmp_path / "photos", range(40)), tmp_path / "ws")
     photos(tmp_path / "others", range(30), seed=1)
     assert add_images(tmp_path / "others", root, workers=0).rows == 0
+    with pytest.raises(InputError, match="stored as UTF-8"):
+        add_images(tmp_path / "others", root, workers=0, prefix="caf\udce9/")
     done = add_images(tmp_path / "others", root, workers=0, prefix="others/")
     assert done.rows == 30
     assert [row["key"] for row in done.workspace.latents.rows([39, 40])] == ["00039", "others/00000"]

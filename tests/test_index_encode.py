@@ -381,8 +381,10 @@ def test_half_written_files_of_killed_runs_are_swept_away(tmp_path):
     left = [root / "stats" / ".tmpo7a5RS", root / "latents" / ".tmp-latents_00003.npy", root / ".tmp-manifest.json"]
     for path in left:
         path.write_bytes(b"half")
+    (root / "latents" / ".tmp-mine").mkdir()
     fit_workspace(root)
     assert not any(path.exists() for path in left)
+    assert (root / "latents" / ".tmp-mine").is_dir()
 
 
 def test_a_foreign_folders_temporary_files_are_left_alone(tmp_path):

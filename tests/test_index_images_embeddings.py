@@ -83,15 +83,16 @@ def test_metadata_beside_plain_files(tmp_path: Path) -> None:
     table = {
         "key": [5, 6],
         "path": ["a.jpg", None],
-        "width": [30, None],
+        "width": [30, 2**31],
         "height": [True, False],
         "label": ["cat", "dog"],
+        "caption": pa.array([b"caf\xe9", None], pa.binary()).view(pa.string()),
     }
     pq.write_table(pa.table(table), tmp_path / "metadata" / "m.parquet")
     ((_, columns),) = opened(tmp_path).batches()
     assert columns == {
         "image_path": ["a.jpg", "x.npy#1"], "key": ["5", "6"], "width": [30, None], "height": [None, None],
-        "status": ["success"] * 2, "caption": [None, None], "label": [None, None],
+        "status": ["success"] * 2, "caption": ["caf\ufffd", None], "label": [None, None],
     }  # fmt: skip
 
 

@@ -53,6 +53,17 @@ def test_labels_beyond_64_bits_with_a_sign_are_left_out(tmp_path: Path) -> None:
     assert opened.latents.metadata(["label"]).column("label").to_pylist() == [None, 2**63 - 1, None]
 
 
+def test_texts_that_are_not_utf8_are_read_with_a_replacement_sign(tmp_path: Path) -> None:
+    latin = pa.array([b"caf\xe9", None, b"tea"], pa.binary()).view(pa.string())
+    write(tmp_path / "a.parquet", image=pictures(3), caption=latin, key=latin)
+    assert [ref.caption for ref in open_images(tmp_path / "a.parquet").refs()] == ["caf\ufffd", None, "tea"]
+    assert [ref.key for ref in open_images(tmp_path / "a.parquet").refs()] == ["caf\ufffd", "1", "tea"]
+    within = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3]), latin)
+    write(tmp_path / "b.parquet", image=pictures(3), captions=within)
+    with pytest.raises(FormatError, match="not UTF-8"):
+        list(open_images(tmp_path / "b.parquet").refs())
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
 def test_plain_binary_column(tmp_path: Path, kind: pa.DataType) -> None:
     data = pictures(3)

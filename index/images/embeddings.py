@@ -18,6 +18,7 @@ from numpy.lib.format import open_memmap
 
 from manifold.errors import FormatError, InputError, MismatchError, NonFiniteError
 
+from .parquet import plain_values
 from .patterns import natural_order
 from .sources import fingerprint_files, portable
 
@@ -98,19 +99,24 @@ class EmbeddingSource:
             name = next((name for name in names if table is not None and name in table.column_names), None)
             if table is None or name is None:
                 return [None] * (high - low)
-            values = table.column(name).slice(low, high - low).to_pylist()
+            values = plain_values(table.column(name).slice(low, high - low).combine_chunks())
             return [value if isinstance(value, kind) and not isinstance(value, bool) else None for value in values]
 
         paths, keys = column(_PATH_NAMES, str), column(_KEY_NAMES, object)
         return {
             "image_path": [path_ or portable(f"{path.name}#{low + i}") for i, path_ in enumerate(paths)],
             "key": [str(first + low + i) if key is None else str(key) for i, key in enumerate(keys)],
-            "width": column(("original_width", "width"), int),
-            "height": column(("original_height", "height"), int),
+            "width": _sides(column(("original_width", "width"), int)),
+            "height": _sides(column(("original_height", "height"), int)),
             "status": ["success"] * (high - low),
             "caption": column(_CAPTION_NAMES, str),
             "label": column(_LABEL_NAMES, int),
         }
+
+
+def _sides(values: Sequence[int | None]) -> list[int | None]:
+    """Pixels along a side; None for what no image has."""
+    return [value if value is not None and 0 < value < 2**31 else None for value in values]
 
 
 def _shape(path: Path) -> tuple[int, int]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["Columns", "ParquetSource", "choose_columns", "image_columns", "read_schema", "table_refs"]
+__all__ = ["Columns", "ParquetSource", "choose_columns", "image_columns", "plain_values", "read_schema", "table_refs"]
 
 READ_BYTES = 8 * 2**20
 """Rows are read in portions of about this many bytes."""
@@ -187,7 +187,7 @@ def table_refs(
     none = [None] * batch.num_rows
 
     def values(name: str | None) -> list[Any]:
-        return none if name is None else batch.column(name).to_pylist()
+        return none if name is None else plain_values(batch.column(name))
 
     images, captions, labels = values(columns.image), values(columns.caption), values(columns.label)
     for place, (image, caption, label, key) in enumerate(
@@ -204,6 +204,26 @@ def table_refs(
             caption=(caption or "").strip() or None,
             label=label,
         )
+
+
+def plain_values(column: pa.Array) -> list[Any]:
+    """The column as Python's own values; in texts, bytes that are not UTF-8 become a replacement sign.
+
+    Raises: FormatError if such texts lie inside lists or structs.
+    """
+    import pyarrow as pa
+
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError as error:
+        kind = column.type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise FormatError(
+                f"a table holds {kind} with texts that are not UTF-8 ({error}); write it again"
+            ) from error
+    # `cast` would look at the bytes; a view only names them otherwise.
+    texts = column.view(pa.binary() if pa.types.is_string(column.type) else pa.large_binary()).to_pylist()
+    return [None if text is None else text.decode("utf-8", "replace") for text in texts]
 
 
 def table_position(image_path: str, addresses: Sequence[str], rows: Sequence[int]) -> int | None:
