@@ -177,8 +177,7 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         kept = (1 - 1 / self.step) ** (_exponent(self.settings.average_width) + 1)
-        for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(value, 1 - kept)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - kept)
 
     def _log(self, means: dict[str, float]) -> None:
         record: dict[str, Any] = {"step": self.step, "images": self.step * self.settings.batch_size, **means}

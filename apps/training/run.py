@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +39,8 @@ def train_demo(
     decoder_steps: int = 30_000,
     denoiser_steps: int = 60_000,
     minutes: float | None = None,
+    batch_size: int = denoiser.SETTINGS.batch_size,
+    compiled: bool = False,
     gallery: int = GALLERY,
     start: str | Path | None = None,
     device: str | None = None,
@@ -49,9 +52,12 @@ def train_demo(
         data: labelled images; those the project ships were trained on the CIFAR-10 training set.
         folder: `training/` holds everything needed to continue, `painter/` the finished pipeline. Run again with more
             steps to train on.
-        autoencoder_steps, decoder_steps, denoiser_steps: steps of 32, of 32 and of 128 images. The decoder is trained on
-            alone once the latents are settled.
+        autoencoder_steps, decoder_steps, denoiser_steps: steps of 32, of 32 and of `batch_size` images. The decoder is
+            trained on alone once the latents are settled.
         minutes: stop the denoiser after so long, whatever its steps.
+        batch_size: latents in a step of the denoiser. A GPU has little to do with 128; with 2,048 it is busy.
+        compiled: whether to compile the denoiser first, for a minute or so, by torch.compile, which needs a C++ compiler
+            (on a CUDA device Triton). Its steps are then about twice as quick on a CPU.
         gallery: images to paint.
         start: folder of a finished model to train on from: its encoder is kept, its decoder and its denoiser go on from
             where they were.
@@ -71,6 +77,8 @@ def train_demo(
             f"autoencoder and denoiser need at least 1 step each, they would get {autoencoder_steps:,} and "
             f"{denoiser_steps:,}; to train a finished model on name it with --start"
         )
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, it is {batch_size}")
     if minutes is not None and not minutes > 0:
         raise InputError(f"minutes must be above 0, they are {minutes:g}; leave them out for no limit")
     root = Path(folder)
@@ -78,6 +86,7 @@ def train_demo(
     images = load_training_images(data, IMAGE_SIZE, progress=progress)
     training = root / "training"
     earlier = None if start is None else load_demo_model(start)
+    settings = replace(denoiser.SETTINGS, batch_size=batch_size)
     before = History({}, {}, {}) if start is None else read_history(Path(start))
     if earlier is None:
         vae = _train_autoencoder(images, training / "autoencoder", autoencoder_steps, place, progress)
@@ -97,12 +106,14 @@ def train_demo(
         latents,
         images,
         training / "denoiser",
+        settings,
         denoiser_steps,
         minutes,
         place,
         progress,
+        compiled=compiled,
         network=None if earlier is None else earlier.unet,
-        steps_before=_steps(before.denoiser, denoiser.SETTINGS),
+        steps_before=_steps(before.denoiser, settings),
     )
     pipeline = ClassConditionalPipeline(vae=vae.cpu(), unet=unet.cpu(), scheduler=denoiser.build_scheduler())
     pipeline.set_progress_bar_config(disable=True)
@@ -161,11 +172,13 @@ def _train_denoiser(
     latents: Latents,
     images: TrainingImages,
     folder: Path,
+    settings: Settings,
     steps: int,
     minutes: float | None,
     device: torch.device,
     progress: Progress,
     *,
+    compiled: bool,
     network: Any | None,
     steps_before: int,
 ) -> Any:
@@ -178,9 +191,10 @@ def _train_denoiser(
             f"{images.classes}; give images of the same classes"
         )
     network = quick_attention(network).requires_grad_(True).to(device)
-    settings = denoiser.SETTINGS
     losses = denoiser.denoiser_losses(latents, images.labels.repeat(2), images.classes, settings.batch_size)
     trainer = Trainer(network, losses, folder, settings, "denoiser", steps_before=steps_before)
+    if compiled:
+        trainer.network.compile()
     trainer.run(steps, minutes=minutes, progress=progress)
     return trainer.average.eval()
 
