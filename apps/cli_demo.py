@@ -57,10 +57,9 @@ def train_demo(
     decoder_steps: Annotated[int, typer.Option(help="Steps of 32 images for the decoder alone, after that.")] = 30_000,
     denoiser_steps: Annotated[int, typer.Option(help="Steps of --batch-size images for the denoiser.")] = 60_000,
     minutes: Annotated[float | None, typer.Option(help="Stop the denoiser after so many minutes.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Latents in a step of the denoiser; on a GPU give 2048.")] = 128,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the denoiser first; needs a C++ compiler, pays in long runs.")
-    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(help="Latents in a step of the denoiser; a GPU has little to do with so few.")
+    ] = 128,
     start: Annotated[
         Path | None,
         typer.Option(metavar="MODEL", help="Folder of a finished model whose decoder and denoiser to train on."),
@@ -77,7 +76,7 @@ def train_demo(
     with long_work(RESUMES) as progress:
         painter = train(
             data, folder, autoencoder_steps=autoencoder_steps, decoder_steps=decoder_steps,
-            denoiser_steps=denoiser_steps, minutes=minutes, batch_size=batch_size, compiled=compiled,
+            denoiser_steps=denoiser_steps, minutes=minutes, batch_size=batch_size,
             start=start, device=device, progress=progress,
         )  # fmt: skip
     out.print(f"{painter}: the model, its card README.md, and a gallery of its pictures")

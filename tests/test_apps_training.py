@@ -314,33 +314,6 @@ def test_training_makes_a_pipeline_that_opens_and_a_gallery_that_can_be_painted_
         train_demo(tmp_path / "some.parquet", tmp_path / "on", start=painter, **settings | {"batch_size": 128})
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # as above
-@pytest.mark.slow
-def test_only_the_denoiser_is_compiled_and_only_if_asked(tmp_path, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
-    write_labelled(tmp_path / "some.parquet")
-    settings = {"autoencoder_steps": 1, "decoder_steps": 1, "denoiser_steps": 1, "gallery": 3, "batch_size": 4}
-    train_demo(tmp_path / "some.parquet", tmp_path / "plain", device="cpu", **settings)
-    assert compiled == []
-    train_demo(tmp_path / "some.parquet", tmp_path / "quick", device="cpu", compiled=True, **settings)
-    assert compiled == ["UNet2DModel"]
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch.compile's own
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_trains_to_the_same_weights_and_goes_on_without(tmp_path):
-    plain, quick = trainer(tmp_path / "plain"), trainer(tmp_path / "quick")
-    quick.network.compile()
-    for one in (plain, quick):
-        one.run(20)
-    torch.testing.assert_close(quick.average.weight, plain.average.weight, rtol=1e-4, atol=1e-5)
-    for folder in ("plain", "quick"):
-        trainer(tmp_path / folder).run(30)
-    on = [trainer(tmp_path / folder).average.weight for folder in ("plain", "quick")]
-    torch.testing.assert_close(*on, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -40,7 +40,6 @@ def train_demo(
     denoiser_steps: int = 60_000,
     minutes: float | None = None,
     batch_size: int = denoiser.SETTINGS.batch_size,
-    compiled: bool = False,
     gallery: int = GALLERY,
     start: str | Path | None = None,
     device: str | None = None,
@@ -55,9 +54,7 @@ def train_demo(
         autoencoder_steps, decoder_steps, denoiser_steps: steps of 32, of 32 and of `batch_size` images. The decoder is
             trained on alone once the latents are settled.
         minutes: stop the denoiser after so long, whatever its steps.
-        batch_size: latents in a step of the denoiser. A GPU has little to do with 128; with 2,048 it is busy.
-        compiled: whether to compile the denoiser first, for a minute or so, by torch.compile, which needs a C++ compiler
-            (on a CUDA device Triton). Its steps are then about twice as quick on a CPU.
+        batch_size: latents in a step of the denoiser. A GPU has little to do with 128.
         gallery: images to paint.
         start: folder of a finished model to train on from: its encoder is kept, its decoder and its denoiser go on from
             where they were.
@@ -111,7 +108,6 @@ def train_demo(
         minutes,
         place,
         progress,
-        compiled=compiled,
         network=None if earlier is None else earlier.unet,
         steps_before=_steps(before.denoiser, settings),
     )
@@ -178,7 +174,6 @@ def _train_denoiser(
     device: torch.device,
     progress: Progress,
     *,
-    compiled: bool,
     network: Any | None,
     steps_before: int,
 ) -> Any:
@@ -193,8 +188,6 @@ def _train_denoiser(
     network = quick_attention(network).requires_grad_(True).to(device)
     losses = denoiser.denoiser_losses(latents, images.labels.repeat(2), images.classes, settings.batch_size)
     trainer = Trainer(network, losses, folder, settings, "denoiser", steps_before=steps_before)
-    if compiled:
-        trainer.network.compile()
     trainer.run(steps, minutes=minutes, progress=progress)
     return trainer.average.eval()
 
