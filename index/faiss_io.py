@@ -192,10 +192,14 @@ def products(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """vectors @ rows.T, (n, k) float32, each vector by itself: its products depend on no other, nor on the threads.
 
     A matrix product would give a vector other last bits alone than among many, or share it out among threads.
+
+    Arguments
+        vectors: (n, d) float32. rows: (k, d) float32, contiguous.
     """
     found = np.empty((len(vectors), len(rows)), dtype=np.float32)
-    for vector, place in zip(vectors, found, strict=True):
-        np.einsum("i,ji->j", vector, rows, out=place)
+    there, width = faiss.swig_ptr(rows), rows.shape[1]
+    for vector, place in zip(np.ascontiguousarray(vectors), found, strict=True):
+        faiss.fvec_inner_products_ny(faiss.swig_ptr(place), faiss.swig_ptr(vector), there, width, len(rows))
     return found
 
 

@@ -42,8 +42,9 @@ class Ranking:
             room = HalfRows(len(rows), self._store.d)
         self._store.read_into(rows, room.rows[: len(rows)])
         rough, places = room.by_distance(target.astype(np.float32), len(rows))
-        slack = _ROUGH * (rough + sqrt(target @ target))
-        places = places[rough - slack <= rough[k - 1] + slack[k - 1]]
+        # They rise. Those as far as this, which may be too far by _ROUGH, may be nearer than the k-th, too near by it.
+        reach = ((1 + _ROUGH) * float(rough[k - 1]) + 2 * _ROUGH * sqrt(target @ target)) / (1 - _ROUGH)
+        places = places[: rough.searchsorted(np.float32(reach), side="right")]
         near = torch.from_numpy(room.rows[places])
         self._rooms.append(room)
         away = near.float().double().numpy()  # by way of float32, which is exact, and quicker

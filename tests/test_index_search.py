@@ -189,6 +189,17 @@ def test_batch_size_and_threads_change_no_bit(tmp_path, rng, question):
         np.testing.assert_array_equal(scores, found[0][1])
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.6])
+@pytest.mark.parametrize("question", ["source", "target", "endpoint"])
+def test_states_that_lie_transposed_in_memory_are_searched_like_others(searcher, latents, rng, question, sigma):
+    _, x_t = noisy(latents, rng, 0.8, 0.6)
+    turned = x_t.T.contiguous().T
+    assert not turned.is_contiguous()
+    plain, found = (searcher.search(states, 0.8, sigma, question) for states in (x_t, turned))
+    np.testing.assert_array_equal(found.ids, plain.ids)
+    np.testing.assert_array_equal(found.scores, plain.scores)
+
+
 @pytest.mark.parametrize("question", ["source", "target", "endpoint"])
 def test_states_that_require_a_gradient_are_searched_like_others(searcher, latents, rng, question):
     """As they come from a network asked outside torch.no_grad."""
