@@ -42,7 +42,7 @@ class Ranking:
             room = HalfRows(len(rows), self._store.d)
         self._store.read_into(rows, room.rows[: len(rows)])
         rough, places = room.by_distance(target.astype(np.float32), len(rows))
-        # They rise. Those as far as this, which may be too far by _ROUGH, may be nearer than the k-th, too near by it.
+        # Distances rise, and each may be off by _ROUGH: up to this one a row may still be nearer than the k-th.
         reach = ((1 + _ROUGH) * float(rough[k - 1]) + 2 * _ROUGH * sqrt(target @ target)) / (1 - _ROUGH)
         places = places[: rough.searchsorted(np.float32(reach), side="right")]
         near = torch.from_numpy(room.rows[places])
