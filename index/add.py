@@ -20,7 +20,7 @@ from manifold.errors import InputError, MismatchError
 
 from .encode import encode_into, import_into, worker_count
 from .images import EmbeddingSource, ImageSource, open_collection
-from .images.sources import ImageRef, portable
+from .images.sources import ImageRef
 from .progress import Progress, silent
 from .refresh import refresh_workspace
 from .shards import ShardWriter, read_rejects, remove_uncommitted
@@ -77,8 +77,10 @@ def add_images(
     """
     if not 0 <= max_rejects <= 1:
         raise InputError(f"max_rejects is a share from 0 to 1, got {max_rejects}")
-    if portable(prefix) != prefix.replace("\\", "/"):
-        raise InputError(f"prefix must be text that can be stored as UTF-8, it is {prefix!r}")
+    try:
+        prefix.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"prefix must be text that can be stored as UTF-8, it is {prefix!r}") from error
     worker_count(workers)
     root = Path(workspace)
     Workspace.open(root).require_complete()

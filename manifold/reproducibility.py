@@ -158,7 +158,7 @@ def convergence(
         raise InputError("convergence compares with the estimate from all rows; include 1 in one_in")
     if len(store) < FEWEST_ROWS:
         raise InputError(f"convergence needs at least {FEWEST_ROWS} rows, there are {len(store)}; encode more images")
-    parts = {one: RowSubset(store, one, [0]) for one in sorted(set(one_in)) if len(store) // one >= 4}
+    parts = {one: RowSubset(store, one, [0]) for one in sorted(set(one_in)) if len(store) // one >= FEWEST_ROWS}
     whole = _leading(parts[1], None, device)
     points = []
     for one, part in parts.items():

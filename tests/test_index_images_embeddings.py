@@ -83,7 +83,7 @@ def test_metadata_beside_plain_files(tmp_path: Path) -> None:
     table = {
         "key": [5, 6],
         "path": ["a.jpg", None],
-        "width": [30, 2**31],
+        "width": [30, None],
         "height": [True, False],
         "label": ["cat", "dog"],
         "caption": pa.array([b"caf\xe9", None], pa.binary()).view(pa.string()),
@@ -94,6 +94,15 @@ def test_metadata_beside_plain_files(tmp_path: Path) -> None:
         "image_path": ["a.jpg", "x.npy#1"], "key": ["5", "6"], "width": [30, None], "height": [None, None],
         "status": ["success"] * 2, "caption": ["caf\ufffd", None], "label": [None, None],
     }  # fmt: skip
+
+
+def test_sides_that_no_image_has_are_left_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((3, 2), np.float32))
+    (tmp_path / "metadata").mkdir()
+    table = pa.table({"width": [2**31 - 1, 2**31, -1], "height": [0, 1, None]})
+    pq.write_table(table, tmp_path / "metadata" / "m.parquet")
+    ((_, columns),) = opened(tmp_path).batches()
+    assert (columns["width"], columns["height"]) == ([2**31 - 1, None, None], [None, 1, None])
 
 
 @pytest.mark.parametrize(

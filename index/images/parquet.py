@@ -213,17 +213,18 @@ def plain_values(column: pa.Array) -> list[Any]:
     """
     import pyarrow as pa
 
+    undecoded = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
     try:
-        return list(column.to_pylist())
+        values: list[Any] = column.to_pylist()
     except UnicodeDecodeError as error:
-        kind = column.type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        if column.type not in undecoded:
             raise FormatError(
-                f"a table holds {kind} with texts that are not UTF-8 ({error}); write it again"
+                f"a table holds {column.type} with texts that are not UTF-8 ({error}); write it again"
             ) from error
-    # `cast` would look at the bytes; a view only names them otherwise.
-    texts = column.view(pa.binary() if pa.types.is_string(column.type) else pa.large_binary()).to_pylist()
-    return [None if text is None else text.decode("utf-8", "replace") for text in texts]
+        # `cast` would look at the bytes; a view only names them otherwise.
+        texts = column.view(undecoded[column.type]).to_pylist()
+        values = [None if text is None else text.decode("utf-8", "replace") for text in texts]
+    return values
 
 
 def table_position(image_path: str, addresses: Sequence[str], rows: Sequence[int]) -> int | None:
