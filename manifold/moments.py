@@ -130,6 +130,13 @@ class Moments:
             if self._waiting == self.chunk_rows:
                 self.flush()
 
+    def rows_held(self) -> Tensor | None:
+        """All rows, (n, d), as they came, as long as none of them has been multiplied; None afterwards.
+
+        They may lie where they were given, so they are not to be written to.
+        """
+        return Chunk(self._parts).tensor() if self._parts and not self._done else None
+
     def flush(self) -> None:
         """Take the waiting rows in now, as a short chunk. No rows of the data remain in the object or its file.
 
@@ -195,10 +202,11 @@ class Moments:
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write everything to a safetensors file, atomically; loading and going on equals never having stopped.
 
-        The file holds `count`, `mean`, `scatter` (upper triangle, row by row) and `waiting`: the rows, at most one
-        chunk, that have not been multiplied yet. Call `flush` first to publish statistics without any row of the data.
+        The file holds `count`, `mean`, `scatter` (upper triangle, row by row; empty as long as no row was multiplied) and
+        `waiting`: the rows, at most one chunk, that have not been multiplied yet. Call `flush` first to publish statistics
+        without any row of the data.
 
-        Cost: 4 d^2 bytes on disk.
+        Cost: 4 d^2 bytes on disk, once rows were multiplied.
         """
         facts = {"format": _FORMAT, "precision": self.precision}
         save_tensors(Path(path), self.tensors(), {**(metadata or {}), **facts})
@@ -218,10 +226,11 @@ class Moments:
 
     def tensors(self) -> dict[str, Tensor]:
         """What `save` writes."""
+        nothing, multiplied = torch.empty(0, dtype=torch.float64), range(self.d) if self._done else ()
         return {
             "count": torch.tensor(self._done),
             "mean": self._mean,
-            "scatter": torch.cat([self._scatter[i, i:].cpu() for i in range(self.d)]),
+            "scatter": torch.cat([nothing, *(self._scatter[i, i:].cpu() for i in multiplied)]),
             "waiting": Chunk(self._parts).tensor() if self._parts else torch.empty((0, self.d)),
         }
 
@@ -234,7 +243,7 @@ class Moments:
         moments._done = int(tensors["count"])
         moments._mean = tensors["mean"].to(moments.device)
         start = 0
-        for i in range(moments.d):
+        for i in range(moments.d if len(tensors["scatter"]) else 0):
             moments._scatter[i, i:] = tensors["scatter"][start : start + moments.d - i]
             start += moments.d - i
         moments.update(tensors["waiting"])

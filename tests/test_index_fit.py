@@ -129,6 +129,19 @@ def test_above_the_limit_a_lowrank_model_needs_no_matrix(root, latents, monkeypa
         fit_workspace(root, model="full")
 
 
+def test_few_images_of_many_values_cost_neither_their_square_in_time_nor_on_the_disk(tmp_path, rng):
+    side = 40  # d = 4,800: dense would be 92 MB of moments
+    latents = (rng.standard_normal((30, 3 * side**2)) * 2 + 5).astype(np.float16)
+    make_workspace(tmp_path / "ws", latents, shape=(3, side, side))
+    fitted = fit_workspace(tmp_path / "ws")
+    double = latents.astype(np.float64)
+    squares = np.linalg.svd(double - double.mean(0), compute_uv=False) ** 2
+    np.testing.assert_allclose(fitted.eigvals, squares[:29] / 29, rtol=1e-6)
+    assert Workspace.open(tmp_path / "ws").moments_path.stat().st_size < 3 * latents.nbytes
+    assert fitted.k == 29
+    assert verify_workspace(tmp_path / "ws").whole
+
+
 def test_auto_says_what_it_compared(root):
     fitted = fit_workspace(root, model="auto")
     assert "models compared" in fitted.metadata["selection"]

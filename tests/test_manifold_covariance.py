@@ -27,6 +27,7 @@ from manifold.errors import (
     InputError,
     ManifoldWarning,
     MismatchError,
+    NonFiniteError,
     NotFittedError,
     NotPSDError,
     ShapeError,
@@ -245,6 +246,70 @@ def test_large_d_takes_the_randomised_route(rng, monkeypatch):
     torch.testing.assert_close(found.eigvals, exact.eigvals, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.tail_var, exact.tail_var, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.eigvecs, exact.eigvecs, rtol=0, atol=1e-3)
+
+
+@pytest.fixture
+def few_rows_of_many_values(monkeypatch):
+    """The route that rows take where they are few and long, for rows of `D` values."""
+    import sys
+
+    monkeypatch.setattr(sys.modules["manifold.covariance.fit"], "_DENSE_LIMIT", D - 1)
+
+
+def no_matrix(self, ddof=1):
+    raise AssertionError("a d x d matrix was asked for")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("device", DEVICES)
+def test_few_rows_are_decomposed_without_a_matrix_of_their_values(few_rows_of_many_values, monkeypatch, device, dtype):
+    rows = data(10).astype(dtype)
+    kept = rows.copy()
+    moments = Moments(D, device=device)
+    for part in (rows[:3], rows[3:4], rows[4:]):
+        moments.update(part, copy=False)
+    monkeypatch.setattr(Moments, "covariance", no_matrix)
+    wide = rows.astype(np.float64)
+    values, vectors = np.linalg.eigh(np.cov(wide.T))
+    for rank, known in ((4, 4), (9, 9), (30, 9)):  # ten rows vary in nine directions
+        of_moments = fit_covariance(moments, "lowrank", rank, dtype=torch.float64)
+        for model in (of_moments, fit_lowrank(ArrayRows(rows), rank, dtype=torch.float64, device=device)):
+            assert (model.k, model.count, model.eigvals.device.type) == (known, 10, device)
+            assert_close(model.mean.cpu(), torch.from_numpy(wide.mean(0)))
+            assert_close(model.eigvals.cpu(), torch.from_numpy(values[::-1][:known].copy()))
+            overlap = (model.eigvecs.cpu().T @ torch.from_numpy(vectors[:, ::-1][:, :known].copy())).abs()
+            torch.testing.assert_close(overlap, torch.eye(known, dtype=torch.float64), rtol=0, atol=1e-7)
+            tail = values[:-known].clip(0).sum() / (D - known)
+            assert float(model.tail_var) == pytest.approx(tail, rel=1e-9, abs=1e-12 * values.sum())
+    assert np.array_equal(rows, kept)
+
+
+def test_few_rows_that_repeat_each_other_far_from_zero_have_orthonormal_directions(few_rows_of_many_values):
+    rng = np.random.default_rng(1)
+    three = 1e4 + rng.standard_normal((3, D)) * np.array([[1.0], [1e-3], [1e-6]])
+    rows = np.repeat(three, 3, axis=0)
+    model = fit_covariance(moments_of(rows), "lowrank", 8, dtype=torch.float64)
+    torch.testing.assert_close(model.eigvecs.T @ model.eigvecs, torch.eye(8, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert_close(model.eigvals[:2], torch.from_numpy(np.linalg.eigvalsh(np.cov(rows.T))[::-1][:2].copy()))
+    assert float(model.eigvals[2:].max()) < 1e-12 * float(model.eigvals[0])
+
+
+def test_rows_that_were_multiplied_already_take_the_other_route(few_rows_of_many_values):
+    rows = data(10)
+    held, multiplied = moments_of(rows), moments_of(rows)
+    multiplied.flush()
+    assert multiplied.rows_held() is None
+    assert np.array_equal(held.rows_held(), rows)
+    few, dense = (fit_covariance(moments, "lowrank", 9, dtype=torch.float64) for moments in (held, multiplied))
+    assert_close(few.eigvals, dense.eigvals)
+    torch.testing.assert_close(few.eigvecs, dense.eigvecs, rtol=0, atol=1e-8)
+
+
+def test_few_rows_with_nan_are_refused_by_number(few_rows_of_many_values):
+    rows = data(10)
+    rows[6, 2] = np.nan
+    with pytest.raises(NonFiniteError, match="row 6 holds NaN"):
+        fit_lowrank(ArrayRows(rows), 3)
 
 
 def test_negative_variances_are_repaired_aloud_or_refused():

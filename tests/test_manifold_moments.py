@@ -306,6 +306,21 @@ def test_a_stopped_fit_goes_on_bit_for_bit(rng, tmp_path, precision, stop, dtype
     assert path.read_bytes() == again
 
 
+def test_rows_that_wait_are_all_that_a_file_holds_and_go_on_from_it(rng, tmp_path):
+    rows = rng.standard_normal((40, 300)).astype(np.float16)
+    held, unbroken = Moments(300), Moments(300)
+    held.update(rows[:25])
+    held.save(tmp_path / "held")
+    assert (tmp_path / "held").stat().st_size < 2 * rows[:25].nbytes + 8 * 300
+    again, _ = Moments.load(tmp_path / "held")
+    for moments, part in ((again, rows[25:]), (unbroken, rows)):
+        moments.update(part)
+        moments.flush()
+    assert torch.equal(again.covariance(), unbroken.covariance())
+    again.save(tmp_path / "multiplied")
+    assert torch.equal(Moments.load(tmp_path / "multiplied")[0].covariance(), unbroken.covariance())
+
+
 def test_flush_leaves_no_row_of_the_data_in_the_file(rng, tmp_path):
     from manifold.files import load_tensors
 

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from manifold.eigen import descending_eigh
+from manifold.eigen import descending_eigh, principal_directions
 from manifold.errors import InputError, NotFittedError
 from manifold.moments import Moments
 from manifold.randomized import StreamedCovariance, leading_eigenpairs
-from manifold.rows import RowStore
+from manifold.rows import RowStore, as_rows
 
 from .full import FullCovariance
 from .lowrank import LowRankCovariance
@@ -21,6 +21,7 @@ __all__ = ["DEFAULT_RANK", "fit_covariance", "fit_lowrank"]
 
 DEFAULT_RANK = 256
 _DENSE_LIMIT = 4096  # up to here all eigenpairs cost seconds, and the leading ones are exact
+_FEW_VALUES = 2**26  # rows that take 512 MiB in float64
 
 
 def fit_covariance(
@@ -38,7 +39,8 @@ def fit_covariance(
     Arguments
         moments: at least two rows.
         model: "full" for all d eigenpairs, "lowrank" for the leading `rank` and an isotropic tail.
-        rank: number of eigenpairs of "lowrank", 256 (or d, if smaller) by default.
+        rank: number of eigenpairs of "lowrank", 256 (or d, if smaller) by default; above d = 4096 no more than the rows
+            have, n - 1, where they are few.
         shrinkage: the intensity a in [0, 1], or "oas" for the estimate that needs no second look at the rows;
             `ledoit_wolf_intensity` computes another one.
         dtype: type of the model's tensors. The eigenproblem is solved in float64; float32 is what latents come in,
@@ -49,7 +51,8 @@ def fit_covariance(
     Raises: InputError; NotFittedError if fewer than two rows came.
 
     Cost: O(d^3) for "full", and for "lowrank" up to d = 4096 or with rank above d / 8, exact: 2.5 s at d = 3072.
-    Otherwise "lowrank" takes O(d^2 k) by a randomised block method; see `leading_eigenpairs` for its accuracy.
+    Otherwise "lowrank" takes O(n^2 d), exact, as long as the moments hold all their rows and these are at most d / 4, and
+    else O(d^2 k) by a randomised block method; see `leading_eigenpairs` for its accuracy.
     """
     if moments.count < 2:
         raise NotFittedError(f"a covariance needs at least 2 rows, {moments.count} came; encode more images")
@@ -60,6 +63,8 @@ def fit_covariance(
     if not 1 <= k <= d:
         raise InputError(f"rank must lie between 1 and d = {d}, it is {k}")
     intensity = oas_intensity(moments) if shrinkage == "oas" else shrinkage
+    if model == "lowrank" and _few(moments.count, d) and (rows := moments.rows_held()) is not None:
+        return _of_few_rows(rows.to(torch.float64, copy=True), k, intensity, dtype)
     covariance = moments.covariance()
     total = float(covariance.diagonal().sum())
     if model == "full" or d <= _DENSE_LIMIT or k > d // 8:
@@ -94,14 +99,33 @@ def fit_lowrank(
     Raises: InputError; NonFiniteError naming the row.
 
     Cost: at most ten passes over the rows; memory of 8 d (rank + 32) values. Eigenvalues approach from below, to 1e-4
-    of themselves or better (benchmarks/lowrank.py: the leading 64 of 256 at d = 65,536).
+    of themselves or better (benchmarks/lowrank.py: the leading 64 of 256 at d = 65,536). Above d = 4096, rows of 2^26 values
+    in all, and at most d / 4, are read thrice and decomposed exactly, in O(n^2 d).
     """
     if not 1 <= rank <= store.d:
         raise InputError(f"rank must lie between 1 and d = {store.d}, it is {rank}")
     covariance = StreamedCovariance(store, device=device)
+    if _few(len(store), store.d):
+        rows = [as_rows(batch, store.d).to(device) for batch in store.batches(len(store))]
+        return _of_few_rows(torch.cat(rows).double(), rank, shrinkage, dtype)
     k = min(rank, len(store) - 1)
     eigvals, eigvecs, _ = leading_eigenpairs(covariance, store.d, k, device=device)
     return _with_tail(covariance.mean, eigvals, eigvecs, covariance.total_variance, shrinkage, dtype, len(store))
+
+
+def _few(n: int, d: int) -> bool:
+    """Whether rows are so few that their own products are quicker than those of their values."""
+    return d > _DENSE_LIMIT and 4 * n <= d and n * d <= _FEW_VALUES
+
+
+def _of_few_rows(rows: Tensor, rank: int, intensity: float, dtype: torch.dtype) -> LowRankCovariance:
+    """The model of all rows, (n, d) float64, which are written to."""
+    n = len(rows)
+    mean = rows.mean(0)
+    rows -= mean
+    total = float(rows.square().sum()) / (n - 1)
+    scatter, eigvecs = principal_directions(rows, min(rank, n - 1))
+    return _with_tail(mean, scatter / (n - 1), eigvecs, total, intensity, dtype, n)
 
 
 def _with_tail(
