@@ -32,11 +32,12 @@ def cluster_rows(coordinates: Tensor | np.ndarray, groups: int = 8, *, seed: int
     """
     from scipy.cluster.vq import kmeans2
 
-    rows = torch.as_tensor(coordinates).double().numpy()[:, :_DIRECTIONS]
+    rows = torch.as_tensor(coordinates).detach().double().numpy()[:, :_DIRECTIONS]
     if not 1 <= groups <= len(rows):
         raise InputError(f"the groups must number 1 to {len(rows)}, one for each row at most, they are {groups}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # an empty group is no fault here
+        warnings.simplefilter("ignore", UserWarning)  # an empty group is no fault here,
+        warnings.simplefilter("ignore", RuntimeWarning)  # nor are points that are all equal
         _, labels = kmeans2(rows, groups, iter=30, minit="++", rng=np.random.default_rng(seed))
     sizes = np.bincount(labels, minlength=groups)
     rank = np.empty(groups, dtype=np.int64)

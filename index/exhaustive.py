@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .latents import LatentStore
 
-__all__ = ["SPARE", "nearest_rows", "numbered_batches"]
+__all__ = ["PRODUCT_ROUNDING", "nearest_rows", "numbered_batches"]
 
-SPARE = 32
-"""Rows beyond k whose distances are taken again in float64: float32 orders neighbours this close only roughly."""
+PRODUCT_ROUNDING = 1e-5
+"""How far a squared distance from float32 products, |a|^2 - 2 a.b + |b|^2, may be off, as a share of |a|^2 + |b|^2."""
 _BATCH_BYTES = 32 * 2**20
 
 
@@ -37,26 +37,34 @@ def nearest_rows(
     mean: Tensor,
     targets: Tensor,
     k: int,
-) -> np.ndarray:
-    """The rows nearest to each target, a few more than k, roughly in order: candidates to be ranked in float64.
+) -> list[np.ndarray]:
+    """All rows that may be among the k nearest to each target: candidates to be ranked in float64.
 
     Arguments
-        rows: numbers to choose from, rising.
+        rows: numbers to choose from, rising, at least k.
         mean: (d,) float32, subtracted on both sides so that a common offset costs no precision.
         targets: (m, d) float64.
 
-    Returns: (m, min(k + 32, rows)) int64.
+    Returns: for each target the numbers of at least k rows, rising. Few more than k, unless rows lie nearer to each other
+        than float32 can tell.
 
     Cost: one pass over the latents of `rows`; m d multiply-adds a row, float32.
     """
-    kept = min(k + SPARE, len(rows))
-    best = torch.full((len(targets), kept), torch.inf, dtype=torch.float64)
-    best_ids = torch.full((len(targets), kept), -1, dtype=torch.int64)
+    at_most = torch.full((len(targets), k), torch.inf, dtype=torch.float64)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     centred = (targets - mean.double()).float()
     lengths = centred.double().square().sum(1, keepdim=True)
     for numbers, batch in numbered_batches(store, rows):
         deviations = torch.from_numpy(batch).float().sub_(mean)
-        squared = lengths - 2 * (centred @ deviations.T).double() + deviations.double().square().sum(1)
-        best, chosen = torch.cat([best, squared], 1).topk(kept, largest=False)
-        best_ids = torch.cat([best_ids, numbers.expand(len(targets), -1)], 1).gather(1, chosen)
-    return best_ids.numpy()
+        both = lengths + deviations.double().square().sum(1)
+        squared = both - 2 * (centred @ deviations.T).double()
+        off = PRODUCT_ROUNDING * both
+        at_most = torch.cat([at_most, squared + off], 1).topk(k, largest=False).values
+        state, place = (squared - off <= at_most.amax(1, keepdim=True)).nonzero(as_tuple=True)
+        found.append((state, numbers[place], (squared - off)[state, place]))
+    states, ids, at_least = (torch.cat(part) for part in zip(*found, strict=True))
+    near = at_least <= at_most.amax(1)[states]
+    states, ids = states[near], ids[near]
+    order = states.argsort(stable=True)  # numbers rise within each batch, and from one to the next
+    counts = states.bincount(minlength=len(targets)).tolist()
+    return [part.numpy() for part in ids[order].split(counts)]

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from manifold.errors import InputError, NonFiniteError, ShapeError
 
+from .exhaustive import PRODUCT_ROUNDING
 from .progress import Progress, silent
 
 __all__ = ["NeighbourLists", "exact_neighbours"]
 
 _MARGIN = 16
-"""Candidates beyond k that float32 products select, so that rounding does not decide who is among the k."""
+"""Candidates beyond k that float32 products select; where rounding might decide who is among the k, more are taken."""
 _BLOCK_BYTES = 64 * 2**20
+_TOGETHER = 64
+"""Rows whose candidates are ranked at once."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,11 @@ def exact_neighbours(rows: Tensor | np.ndarray, k: int, *, progress: Progress = 
 
     Raises: ShapeError; InputError for k out of range; NonFiniteError naming the row.
 
-    Cost: n^2 d multiply-adds in float32; 64 MiB of distances at a time. Candidates are ranked in float64 from the
-        differences themselves, so distances are exact also between rows that nearly coincide.
+    Cost: n^2 d multiply-adds in float32; 64 MiB of distances at a time. Candidates, as many as rounding leaves in question,
+        are ranked in float64 from the differences themselves, so lists are exact also among rows that nearly coincide.
     """
-    points = torch.as_tensor(rows).detach().float()
+    points = torch.as_tensor(rows).detach()
+    points = points if points.dtype == torch.float64 else points.float()
     if points.ndim != 2:
         raise ShapeError(f"rows must be (n, d), they are {tuple(points.shape)}")
     n = len(points)
@@ -55,8 +59,9 @@ def exact_neighbours(rows: Tensor | np.ndarray, k: int, *, progress: Progress = 
     finite = points.isfinite().all(1)
     if not bool(finite.all()):
         raise NonFiniteError(f"row {int(finite.int().argmin())} has NaN or infinity")
-    centred = points - points.mean(0)  # distances stay, and the products lose less to a shared offset
+    centred = (points - points.mean(0)).float()  # distances stay, and the products lose less to a shared offset
     squared = centred.square().sum(1)
+    off = PRODUCT_ROUNDING * (squared + squared.max())  # of any distance from each row
     wanted = min(k + _MARGIN, n - 1)
     ids, distances = np.empty((n, k), dtype=np.int64), np.empty((n, k))
     block = max(1, _BLOCK_BYTES // (4 * n))
@@ -66,14 +71,24 @@ def exact_neighbours(rows: Tensor | np.ndarray, k: int, *, progress: Progress = 
         scores = torch.addmm(squared, centred[start:stop], centred.T, alpha=-2)
         own = torch.arange(stop - start)
         scores[own, own + start] = torch.inf
-        candidates = scores.topk(wanted, largest=False).indices
-        for part in range(0, stop - start, 64):
+        nearest, candidates = scores.topk(wanted, largest=False)
+        reach = nearest[:, k - 1] + 2 * off[start:stop]
+        told = (nearest[:, -1] > reach) | (wanted == n - 1)
+        for part in range(0, stop - start, _TOGETHER):
             # In the order of their numbers, so that a stable sort by distance breaks ties by number.
-            chosen = candidates[part : part + 64].sort(1).values
-            own_rows = points[start + part : start + part + len(chosen), None].double()
-            exact, order = (own_rows - points[chosen].double()).square().sum(2).sort(dim=1, stable=True)
-            here = slice(start + part, start + part + len(chosen))
-            ids[here] = chosen.gather(1, order[:, :k]).numpy()
-            distances[here] = exact[:, :k].sqrt().numpy()
+            chosen = candidates[part : part + _TOGETHER].sort(1).values
+            here = torch.arange(start + part, start + part + len(chosen))
+            ids[here], distances[here] = _ranked(points, here, chosen, k)
+        for row in (~told).nonzero()[:, 0].tolist():
+            chosen = (scores[row] <= reach[row]).nonzero()[:, 0]
+            here = torch.tensor([start + row])
+            ids[here], distances[here] = _ranked(points, here, chosen[None], k)
         progress("neighbours", stop, n)
     return NeighbourLists(ids, distances)
+
+
+def _ranked(points: Tensor, rows: Tensor, chosen: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest to each row of those chosen for it, (m, c), rising: numbers and distances."""
+    apart = points[rows, None].double() - points[chosen].double()
+    exact, order = apart.square_().sum(2).sort(dim=1, stable=True)
+    return chosen.gather(1, order[:, :k]).numpy(), exact[:, :k].sqrt().numpy()

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .exhaustive import SPARE, numbered_batches
+from .exhaustive import numbered_batches
 from .latents import LatentStore
 
 __all__ = ["posterior"]
 
+_SPARE = 32
+"""Rows beyond k whose distances are taken again in float64: float32 orders neighbours this close only roughly."""
 _STATES, _ROWS = 32, 256
 """Of one matrix product, whose rows stay in the processor's cache. States are filled up to as many, so that a state's numbers
 do not depend on how many come with it."""
@@ -51,7 +53,7 @@ def posterior(
     """
     if not len(x_t):
         return np.empty((0, k), dtype=np.int64), np.empty((0, k))
-    kept = min(k + SPARE, len(store) if rows is None else len(rows))
+    kept = min(k + _SPARE, len(store) if rows is None else len(rows))
     a, width = torch.from_numpy(alpha), torch.from_numpy(2 * sigma**2)
     centred = x_t - a[:, None].float() * mean
     lengths = torch.stack([one.double().square().sum() for one in centred])

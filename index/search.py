@@ -266,7 +266,7 @@ def _level(name: str, value: Level, n: int) -> np.ndarray:
     """One level for each of n states, (n,) float64, all 0 or within what distances can be taken of."""
     if isinstance(value, float) and (value == 0 or 1 / _LARGEST <= value <= _LARGEST):
         return np.full(n, value)  # what most searches ask for, without the checks of arrays
-    level = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
+    level = np.asarray(value.detach().cpu().double() if isinstance(value, Tensor) else value, dtype=np.float64)
     if level.ndim > 1 or (level.ndim == 1 and len(level) != n):
         raise InputError(f"{name} must be a number or one for each of the {n} states, it has shape {level.shape}")
     if not ((level == 0) | ((level >= 1 / _LARGEST) & (level <= _LARGEST))).all():

@@ -118,7 +118,7 @@ class CertifiedEmpiricalDenoiser:
         step = max(_MATRIX // len(self), 1)
         for low in range(0, len(x), step):
             part = slice(low, low + step)
-            bounds = self._bounds(x[part] - a[part] * self._mean, a[part], s[part])
+            bounds = self._bounds((x[part] - a[part] * self._mean).detach(), a[part], s[part])
             for row, bound in enumerate(bounds, start=low):
                 found.append(self._one(x[row], a[row], s[row], bound, min(k, len(self))))
         spread = [row for row, one in enumerate(found) if one is None]

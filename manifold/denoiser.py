@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, ShapeError
-from .schedule import NoiseSchedule
+from .schedule import NoiseSchedule, levels_at_snr
 from .states import Level, level_pair
 
 __all__ = ["Denoiser", "DiffusersDenoiser"]
@@ -78,15 +78,17 @@ class DiffusersDenoiser:
             raise InputError("a network is not trained at sigma = 0, where x0 is x_t / alpha")
         t = self.schedule.at_snr((a / s) ** 2)
         shown_at = t.round() if self.round_timesteps else t
-        old, new = torch.hypot(a, s), torch.hypot(*self.schedule.levels(t))
+        # The level asked, not that of t: a sampler that was given its steps may visit t at another.
+        alpha_own, sigma_own = levels_at_snr(2 * (a.log() - s.log()), self.schedule.coordinates)
+        old, new = torch.hypot(a, s), torch.hypot(alpha_own, sigma_own)
         wide = torch.promote_types(states.dtype, torch.float32)
         own = (states.to(wide) * (new / old).to(states.device, wide).reshape(-1, 1, 1, 1)).to(states)
         shown_at = shown_at.to(states.device, torch.promote_types(states.dtype, torch.float32))  # bfloat16 has 8 bits
-        output = self.network(self.schedule.network_input(own, t), shown_at, **self._repeated(len(states)))
+        output = self.network(self.schedule.network_input_at(own, sigma_own), shown_at, **self._repeated(len(states)))
         output = getattr(output, "sample", output)
         if output.shape[1] == 2 * states.shape[1]:
             output = output[:, : states.shape[1]]  # the second half is a learned variance
-        return self.schedule.x0_hat(output, own, t).reshape(x_t.shape).to(x_t)
+        return self.schedule.x0_hat_at(output, own, alpha_own, sigma_own).reshape(x_t.shape).to(x_t)
 
     def _images(self, x_t: Tensor) -> Tensor:
         if x_t.ndim == 4:

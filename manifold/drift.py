@@ -56,11 +56,14 @@ def drift(a: CovarianceModel, b: CovarianceModel, k: int = 16) -> Drift:
             eigenvectors, low-rank and full; others get none.
         k: leading directions compared, at most.
 
-    Raises: MismatchError if the latents differ in length; InputError if the distance needs a matrix that does not fit.
+    Raises: MismatchError if the latents differ in length; InputError if the distance needs a matrix that does not fit, or the
+        reference has no variance.
 
     Cost: that of `bures_wasserstein`.
     """
     squared = bures_wasserstein(a, b)
+    if _trace(a) == 0:
+        raise InputError("the reference has no variance, so nothing can be measured by it; fit it to rows that differ")
     shift = b.mean.double() - a.mean.double().to(b.mean.device)
     length = float(shift.norm())
     sigma = 0.0

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .covariance import CovarianceModel
-from .errors import InputError, NotFittedError, ShapeError
+from .errors import InputError, NonFiniteError, NotFittedError, ShapeError
 
 __all__ = ["frechet_distance", "split_frechet"]
 
@@ -36,7 +36,7 @@ def frechet_distance(x: Tensor, y: Tensor | CovarianceModel) -> float:
 
     Returns: a number that is not negative; round-off below zero is taken as zero.
 
-    Raises: ShapeError if the lengths of rows differ; NotFittedError with fewer than two rows.
+    Raises: ShapeError if the lengths of rows differ; NotFittedError with fewer than two rows; NonFiniteError.
 
     Cost: exact, in float64. O(d n^2) for n, m <= d, O(d^3 + n d^2) above.
     """
@@ -84,6 +84,8 @@ def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
     if len(rows) < 2:
         raise NotFittedError(f"a covariance needs at least 2 latents, there are {len(rows)}")
     mean = rows.mean(0)
+    if not bool(mean.isfinite().all()):
+        raise NonFiniteError("latents must be finite, some hold NaN or infinity; leave them out")
     root = (rows - mean) / math.sqrt(len(rows) - 1)
     if len(root) > root.shape[1]:
         root = torch.linalg.qr(root, mode="r").R

@@ -175,18 +175,24 @@ class MeasuredDenoiser:
             return torch.zeros_like(residual)
         m = self.measurement.m
         system = torch.empty(m, m, dtype=torch.float64, device=residual.device)
+        reach = self._covariance.trace(
+            lambda v: _variance(v, a, s)
+        )  # of a value measured with weights of length 1, at most
+        largest = torch.empty(m, dtype=torch.float64, device=residual.device)
         for low in range(0, m, _BLOCK):
             rows = torch.zeros(min(_BLOCK, m - low), m, dtype=torch.float64, device=residual.device)
             rows[torch.arange(len(rows)), torch.arange(low, low + len(rows))] = 1
-            spread = self._covariance.apply(lambda v: _variance(v, a, s), self.measurement.transpose(rows))
+            weights = self.measurement.transpose(rows)
+            spread = self._covariance.apply(lambda v: _variance(v, a, s), weights)
             system[low : low + len(rows)] = self.measurement.forward(spread)
+            largest[low : low + len(rows)] = reach * weights.square().sum(1)
         system = 0.5 * (system + system.T)
-        system.diagonal().add_(self.noise**2)
-        exact = system.diagonal()
-        if float(exact.min()) <= torch.finfo(system.dtype).eps * float(exact.max()):
+        still = system.diagonal() <= torch.finfo(system.dtype).eps * largest
+        if self.noise == 0 and bool(still.any()):
             raise NotPSDError(
-                f"measured value {int(exact.argmin())} never varies, so it cannot be measured exactly; give noise > 0"
+                f"measured value {int(still.int().argmax())} never varies, so it cannot be measured exactly; give noise > 0"
             )
+        system.diagonal().add_(self.noise**2)
         factor, failed = torch.linalg.cholesky_ex(system)
         if int(failed):
             jitter = 1e-12 * float(system.diagonal().mean())

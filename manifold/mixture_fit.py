@@ -72,7 +72,7 @@ def fit_mixture(
     Cost: one pass for the eigenvectors, 160 steps of k-means with N J r each, then N J r^2 a step in float64; N r values in
         memory.
     """
-    rows = torch.as_tensor(latents)
+    rows = torch.as_tensor(latents).detach()
     shape = (int(rows.shape[1]), int(rows.shape[2]), int(rows.shape[3])) if rows.ndim == 4 else None
     if not 1 <= components <= len(rows) // 2:
         raise InputError(f"components must lie between 1 and half of the {len(rows)} rows, it is {components}")
@@ -85,6 +85,8 @@ def fit_mixture(
     basis, mean = whole.eigvecs.double(), whole.mean.double()
     points = torch.cat([(part.to(mean) - mean) @ basis for part in flat.split(4096)])
     lowest = max(float(whole.tail_var), _LEAST_SHARE * float(whole.eigvals[0]))
+    if lowest == 0:
+        raise InputError("all rows are equal: there is nothing to fit a mixture to; give rows that differ")
     shares = _best_kmeans(points, components, generator or torch.Generator().manual_seed(0))
     history: list[float] = []
     converged = False

@@ -188,7 +188,7 @@ class Moments:
     def variance(self, ddof: int = 1) -> Tensor:
         """Diagonal of `covariance`, (d,) float64, without a copy of the matrix.
 
-        Raises: NotFittedError if there are not more than `ddof` rows.
+        Raises: NotFittedError if there are not more than `ddof` rows; NonFiniteError if squares leave the range of float64.
         """
         self._require_rows(ddof)
         total = self._scatter.diagonal().clone()
@@ -197,6 +197,8 @@ class Moments:
             mean = column_mean(rows)
             between = self._done * self._waiting / self.count * (mean - self._mean).square()
             total += column_squares(rows, mean) + between
+        if not bool(total.isfinite().all()):
+            raise NonFiniteError("squares of the rows exceed the range of float64; divide the data by a constant first")
         return total / (self.count - ddof)
 
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -117,7 +117,7 @@ def _config(manifold: GaussianManifold, data: str) -> dict[str, Any]:
         "k": manifold.k,
         "encoder": _encoder(manifold.metadata.get("encoder")),
         "total_variance": float(model.trace(lambda variance: variance.double())),
-        "largest_eigenvalue": float(model.eigvals[0]),
+        "largest_eigenvalue": float(model.eigvals[0]) if manifold.k else float(model.trace(lambda v: v)) / model.d,
         "participation_ratio": participation_ratio(model),
         "effective_rank": effective_rank(model),
         "components": {f"{share:g}": n for share, n in zip(SHARES, components_for(model, SHARES), strict=True)},

@@ -32,6 +32,8 @@ def as_rows(batch: Tensor | np.ndarray, d: int) -> Tensor:
     if isinstance(batch, np.ndarray):
         if batch.dtype.kind != "f" or batch.dtype.itemsize > 8:
             raise InputError(f"rows must be float16, float32 or float64, they are {batch.dtype}; convert them first")
+        if any(stride < 0 for stride in batch.strides):
+            batch = batch.copy()  # rows in reverse, which torch does not know
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
             batch = torch.from_numpy(np.asarray(batch, dtype=batch.dtype.newbyteorder("=")))

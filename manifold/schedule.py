@@ -115,8 +115,8 @@ class NoiseSchedule:
             curve: SnrCurve = TanCurve() if name.startswith("Cosine") else LogSigmaCurve()
             coordinates: Coordinates = "ve"
             sigma_data = float(config.sigma_data)
-        elif config.get("invert_sigmas"):
-            raise InputError(f"{name} runs from data to noise (invert_sigmas); give alpha and sigma themselves instead")
+        elif config.get("invert_sigmas") or "Inverse" in name:
+            raise InputError(f"{name} runs from data to noise; give alpha and sigma themselves instead")
         elif "FlowMatch" in name or config.get("use_flow_sigmas"):
             curve, coordinates = FlowCurve(float(config.num_train_timesteps)), "flow"
             prediction = prediction if config.get("use_flow_sigmas") else "flow_prediction"
@@ -189,9 +189,13 @@ class NoiseSchedule:
         The unscaled states of Euler, Heun and LMS are shown variance-preserving, those of EDM divided by
         sqrt(sigma^2 + sigma_data^2).
         """
+        return self.network_input_at(x_t, self.levels(t)[1]) if self.coordinates == "ve" else x_t
+
+    def network_input_at(self, x_t: Tensor, sigma: float | Tensor) -> Tensor:
+        """`network_input` at a level in this schedule's coordinates, a number or (n,)."""
         if self.coordinates != "ve":
             return x_t
-        _, sigma = self.levels(t)
+        sigma = torch.as_tensor(sigma, dtype=torch.float64)
         shown = _wide(x_t) * _against(1 / torch.hypot(sigma, torch.full_like(sigma, self.sigma_data or 1.0)), x_t)
         return shown.to(x_t)
 
@@ -212,10 +216,10 @@ class NoiseSchedule:
         """
         return self._x0_hat(output, x_t, self.log_snr(t))
 
-    def x0_hat_at(self, output: Tensor, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
-        """`x0_hat` at a level in this schedule's coordinates, for all rows. Raises: as `x0_hat`."""
-        snr = math.inf if sigma == 0 else (alpha / sigma) ** 2
-        return self._x0_hat(output, x_t, torch.tensor(snr, dtype=torch.float64).log())
+    def x0_hat_at(self, output: Tensor, x_t: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+        """`x0_hat` at a level in this schedule's coordinates, numbers or (n,). Raises: as `x0_hat`."""
+        a, s = (torch.as_tensor(level, dtype=torch.float64) for level in (alpha, sigma))
+        return self._x0_hat(output, x_t, 2 * (a.log() - s.log()))
 
     def _x0_hat(self, output: Tensor, x_t: Tensor, log_snr: Tensor) -> Tensor:
         alpha, sigma = levels_at_snr(log_snr, self.coordinates)

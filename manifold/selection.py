@@ -104,7 +104,9 @@ def fit_auto(
     held_out = RowSubset(store, _EVERY, [_EVERY - 1])
     candidates, base = _eigen_candidates(train, held_out, device)
     if float(base.trace(lambda variance: variance)) == 0:
-        raise InputError("all rows are equal: there is nothing to choose a model by; give rows that differ")
+        raise InputError(
+            "all rows are equal, but for every fifth at most: there is nothing to choose a model by; give rows that differ"
+        )
     if shape is not None and len(train) >= 2 * FOLDS:
         target = fit_stationary(CrossSpectrum.of(train, shape, device=device), dtype=torch.float64)
         candidates.append(Candidate("stationary", mean_log_likelihood(target, held_out)))

@@ -17,6 +17,9 @@ from .errors import InputError
 
 __all__ = ["FlowCurve", "LogSigmaCurve", "SnrCurve", "TableCurve", "TanCurve"]
 
+_ROUNDING = 1e-5
+"""How far beyond its ends a table takes a log SNR for that of the end: levels often went through float32."""
+
 
 class SnrCurve(Protocol):
     """log SNR at a timestep, and the timestep of a log SNR; float64 tensors of any shape."""
@@ -64,8 +67,11 @@ class TableCurve:
         return torch.where(beyond, 2 * (alpha.log() - 0.5 * torch.log1p(-(alpha**2)).nan_to_num(0)), values)
 
     def timestep(self, log_snr: Tensor) -> Tensor:
-        """Inverse of `log_snr`. Raises: InputError if it is not between the first and the last level."""
-        _require_within(log_snr, float(self._log_snr[-1]), float(self._log_snr[0]), "log SNR")
+        """Inverse of `log_snr`. Raises: InputError if it is not between the first and the last level, but for rounding."""
+        last, first = float(self._log_snr[-1]), float(self._log_snr[0])
+        nearest = log_snr.clamp(last, first)
+        log_snr = torch.where((nearest - log_snr).abs() <= _ROUNDING, nearest, log_snr)
+        _require_within(log_snr, last, first, "log SNR")
         falling = self._log_snr[: self._finite]
         values = torch.as_tensor(np.interp(log_snr.numpy(), falling[::-1], np.arange(self._finite)[::-1].copy()))
         alpha = log_snr.sigmoid().sqrt()

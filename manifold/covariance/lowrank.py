@@ -20,6 +20,9 @@ from .base import CovarianceModel, SpectralFunction
 
 __all__ = ["LowRankCovariance"]
 
+_OF_EQUAL_ROWS = 1e-14
+"""Standard deviation that rounding gives equal rows, as a share of their largest value: the mean of many is a little off."""
+
 
 class LowRankCovariance(CovarianceModel):
     """The k leading eigenpairs and one variance for all directions outside their span.
@@ -58,7 +61,7 @@ class LowRankCovariance(CovarianceModel):
                 f"it is {tuple(eigvecs.shape)}"
             )
         tail = torch.as_tensor(tail_var, dtype=eigvecs.dtype, device=eigvecs.device).reshape(())
-        variances = _without_negative(torch.cat([eigvals.to(eigvecs), tail[None]]))
+        variances = _without_negative(torch.cat([eigvals.to(eigvecs), tail[None]]), mean)
         self.mean = mean.to(eigvecs)
         self.eigvals = variances[:-1]
         self.eigvecs = eigvecs.contiguous()  # one layout, so that a loaded model gives the same bits
@@ -115,11 +118,13 @@ class LowRankCovariance(CovarianceModel):
         return cls(tensors["mean"], tensors["eigvals"], tensors["eigvecs"], tensors["tail_var"], count=count)
 
 
-def _without_negative(variances: Tensor) -> Tensor:
+def _without_negative(variances: Tensor, mean: Tensor) -> Tensor:
     """Set negative variances to zero, with a warning if they are more than round-off."""
     lowest, largest = float(variances.min()), float(variances.max())
     if lowest >= 0:
         return variances
+    if -lowest <= (_OF_EQUAL_ROWS * float(mean.abs().max())) ** 2:
+        return variances.clamp_min(0)
     if -lowest > 1e-4 * largest:
         raise NotPSDError(
             f"variances must not be negative, the lowest is {lowest:.3g} beside a largest of {largest:.3g}; this is "

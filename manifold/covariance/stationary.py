@@ -94,7 +94,8 @@ class StationaryCovariance(CovarianceModel):
         """The same statistics for images of another size, the spectrum interpolated linearly between frequencies.
 
         Density at a frequency in cycles a pixel does not depend on the size of the image, so nothing else changes.
-        Interpolation keeps every matrix Hermitian and positive semidefinite.
+        Interpolation keeps every matrix Hermitian and positive semidefinite. A mean that differs from place to place, as that
+        of a class may, becomes the mean of its channels.
 
         Raises: ShapeError if a size is not positive.
         """
@@ -105,7 +106,8 @@ class StationaryCovariance(CovarianceModel):
         columns = _between(self.shape[2], width, whole)[: width // 2 + 1]
         spectrum = torch.einsum("hy,yxij->hxij", rows, whole)
         spectrum = torch.einsum("wx,hxij->hwij", columns, spectrum)
-        return StationaryCovariance(self.channel_mean, spectrum, width, count=self.count)
+        channel_mean = self.mean.reshape(self.shape[0], -1).double().mean(1).to(self.mean)
+        return StationaryCovariance(channel_mean, spectrum, width, count=self.count)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The same model on another device or in another floating-point type; shared where nothing changes."""
