@@ -106,9 +106,11 @@ class CertifiedEmpiricalDenoiser:
             alpha: >= 0. sigma: > 0. Number, () or (n,).
             k: how many of the most probable rows to name.
 
+        Returns: the posterior, without gradients.
+
         Raises: ShapeError; InputError for a level out of range.
         """
-        x = flat_states(x_t, self.d, self._mean)
+        x = flat_states(x_t.detach(), self.d, self._mean)
         a, s = (level.expand(len(x), 1) for level in level_pair(alpha, sigma, len(x), x))
         if not bool((s > 0).all()):
             raise InputError("the empirical posterior needs sigma > 0; without noise, look for the nearest row instead")
@@ -118,7 +120,7 @@ class CertifiedEmpiricalDenoiser:
         step = max(_MATRIX // len(self), 1)
         for low in range(0, len(x), step):
             part = slice(low, low + step)
-            bounds = self._bounds((x[part] - a[part] * self._mean).detach(), a[part], s[part])
+            bounds = self._bounds(x[part] - a[part] * self._mean, a[part], s[part])
             for row, bound in enumerate(bounds, start=low):
                 found.append(self._one(x[row], a[row], s[row], bound, min(k, len(self))))
         spread = [row for row, one in enumerate(found) if one is None]

@@ -193,3 +193,20 @@ def test_what_is_no_condition_is_said(collection, where, words):
     searcher, latents, _ = collection
     with pytest.raises(InputError, match=words):
         searcher.search(torch.from_numpy(latents[:1]).float(), where=where)
+
+
+def test_filtered_searches_are_exact_among_rows_nearer_than_float32_can_tell(tmp_path, rng):
+    from index.exhaustive import nearest_rows
+
+    sides = np.where(rng.random((400, 1)) < 0.5, -1.0, 1.0)
+    latents = (sides + 0.002 * rng.standard_normal((400, 768))).astype(np.float16)
+    workspace = make_workspace(tmp_path / "ws", latents, shape=(3, 16, 16))
+    mean = torch.from_numpy(latents.astype(np.float64).mean(0)).float()
+    targets = torch.from_numpy(latents[:20].astype(np.float64) + 0.001 * rng.standard_normal((20, 768)))
+    candidates = nearest_rows(workspace.latents, np.arange(400), mean, targets, 5)
+    far = ((targets.numpy()[:, None] - latents[None].astype(np.float64)) ** 2).sum(2)
+    for near, distances in zip(candidates, far, strict=True):
+        assert set(np.argsort(distances, kind="stable")[:5]) <= set(near.tolist())
+        assert (np.diff(near) > 0).all()
+    few = nearest_rows(workspace.latents, np.arange(0, 400, 9), mean, 3 * targets, 5)
+    assert all(len(near) >= 5 for near in few)

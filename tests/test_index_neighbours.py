@@ -71,3 +71,22 @@ def test_what_cannot_be_used_is_said(rng):
     rows[4, 1] = np.nan
     with pytest.raises(NonFiniteError, match="row 4"):
         exact_neighbours(rows, 2)
+
+
+@pytest.mark.parametrize("case", ["two far groups", "near duplicates", "many equal rows", "float64"])
+def test_lists_are_exact_where_products_in_float32_cannot_tell(rng, case):
+    if case == "two far groups":
+        rows = np.repeat([[100.0] * 8, [-100.0] * 8], 150, axis=0) + 0.01 * rng.standard_normal((300, 8))
+    elif case == "near duplicates":
+        unit = rng.standard_normal((3, 256))
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        rows = (np.repeat(unit, 80, axis=0) + 3e-5 * rng.standard_normal((240, 256))).astype(np.float32)
+    elif case == "many equal rows":
+        rows = np.repeat(rng.standard_normal((2, 5)), 60, axis=0)
+    else:
+        rows = np.array([[1.0], [1 + 1e-9], [1 + 3e-9], [1 + 7e-9]])
+    k = min(10, len(rows) - 1)
+    found = exact_neighbours(rows, k)
+    ids, distances = reference(rows, k)
+    np.testing.assert_array_equal(found.ids, ids)
+    np.testing.assert_allclose(found.distances, distances, rtol=1e-9, atol=1e-15)

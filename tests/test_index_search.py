@@ -365,3 +365,11 @@ def test_the_largest_states_and_levels_allowed_are_answered(searcher, latents, q
     hits = searcher.search(torch.full((1, latents.shape[1]), 1e7), 1e-7, 1e-7, question, k=3)
     assert np.isfinite(hits.scores).all()
     assert (hits.ids >= 0).all()
+
+
+def test_levels_in_half_precision_are_taken(root, latents):
+    searcher = Searcher.open(root)
+    x_t = torch.from_numpy(latents[:2]).float()
+    levels = torch.tensor([1.0, 0.5], dtype=torch.bfloat16)
+    found = searcher.search(x_t, 1.0, levels, "source", k=3)
+    np.testing.assert_array_equal(found.ids, searcher.search(x_t, 1.0, levels.double(), "source", k=3).ids)

@@ -131,3 +131,12 @@ def test_ridge_says_what_it_cannot_use(rng):
     y[3, 1] = np.inf
     with pytest.raises(NonFiniteError, match="row 3 of the targets"):
         held_out_ridge(x, y)
+
+
+@pytest.mark.filterwarnings("error")
+def test_equal_points_are_grouped_without_a_warning():
+    import torch
+
+    from index.clusters import cluster_rows
+
+    assert len(cluster_rows(torch.ones(12, 3, requires_grad=True), 3)) == 12

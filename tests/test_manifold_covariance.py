@@ -360,3 +360,10 @@ def test_wrong_use_gets_a_sentence(tmp_path: Path):
     save_tensors(path, {"mean": torch.zeros(4)}, {})
     with pytest.raises(FormatError, match="must hold a covariance model"):
         load(path)
+
+
+@pytest.mark.parametrize("precision", ["fast", "exact"])
+def test_equal_rows_have_no_variance_rather_than_a_negative_one(precision):
+    moments = moments_of(np.tile([0.1, 0.3, 0.7], (1000, 1)), precision)
+    model = fit_covariance(moments, dtype=torch.float64)
+    assert float(model.eigvals.max()) < 1e-28

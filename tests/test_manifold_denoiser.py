@@ -10,6 +10,8 @@ from manifold.denoiser import Denoiser, DiffusersDenoiser
 from manifold.empirical import EmpiricalDenoiser
 from manifold.errors import InputError, ShapeError
 from manifold.gaussian import GaussianManifold
+from manifold.schedule import NoiseSchedule
+from manifold.snr_curves import TableCurve
 
 SCHEDULERS = {
     "ddpm": lambda: diffusers.DDIMScheduler(clip_sample=False),
@@ -148,3 +150,28 @@ def test_half_precision_states_show_the_timesteps_of_float32(dtype):
     alpha, sigma = denoiser.schedule.levels(wanted)
     denoiser.denoise(torch.zeros(3, 3, 8, 8, dtype=dtype), alpha, sigma)
     assert torch.equal(shown[0], wanted)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_end_levels_of_a_schedule_are_its_own_also_through_float32(unet, name):
+    scheduler = SCHEDULERS[name]()
+    adapter = DiffusersDenoiser(unet, scheduler)
+    for t in (0, 999):
+        squared = scheduler.alphas_cumprod[t]
+        state = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(t))
+        assert bool(adapter.denoise(state, squared.sqrt(), (1 - squared).sqrt()).isfinite().all())
+    with pytest.raises(InputError, match="log SNR must lie between"):
+        adapter.denoise(state, 1.0, 1e3)
+
+
+@pytest.mark.parametrize("option", ["use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"])
+def test_the_level_asked_counts_whatever_steps_a_sampler_was_given(option):
+    """epsilon = 1 everywhere: x0_hat = (x_t - sigma) / alpha at the level asked, to the last digits."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear", **{option: True})
+    scheduler.set_timesteps(30)
+    adapter = DiffusersDenoiser(lambda x, t: torch.ones_like(x), scheduler)
+    fresh = NoiseSchedule(TableCurve(scheduler.alphas_cumprod), coordinates="vp", prediction="epsilon")
+    for t in scheduler.timesteps[::4]:
+        alpha, sigma = fresh.levels(float(t))
+        found = adapter.denoise(torch.zeros(1, 3, 2, 2, dtype=torch.float64), alpha, sigma)
+        torch.testing.assert_close(found, torch.full_like(found, float(-sigma / alpha)))

@@ -222,3 +222,11 @@ def test_a_collection_may_be_of_bfloat16():
     manifold = GaussianManifold.fit(rows)
     for made in (EmpiricalDenoiser, lambda one: CertifiedEmpiricalDenoiser(one, manifold)):
         torch.testing.assert_close(made(rows).denoise(x_t, 1.0, 1.0), made(rows.float()).denoise(x_t, 1.0, 1.0))
+
+
+def test_states_that_require_a_gradient_are_taken():
+    rows = collection(n=600, d=12, seed=2)
+    fast = CertifiedEmpiricalDenoiser(torch.from_numpy(rows), GaussianManifold.fit(rows), rank=6)
+    x_t = torch.from_numpy(rows[:4]) + 0.1
+    found = fast.denoise(x_t.clone().requires_grad_(), 1.0, 0.3)
+    torch.testing.assert_close(found.detach(), fast.denoise(x_t, 1.0, 0.3))

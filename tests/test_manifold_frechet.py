@@ -9,7 +9,7 @@ import torch
 from manifold.covariance import FullCovariance, LowRankCovariance
 from manifold.drift import bures_wasserstein
 from manifold.eigen import descending_eigh
-from manifold.errors import InputError, NotFittedError, ShapeError
+from manifold.errors import InputError, NonFiniteError, NotFittedError, ShapeError
 from manifold.frechet import frechet_distance, split_frechet
 from manifold.gaussian import GaussianManifold
 
@@ -85,3 +85,10 @@ def test_errors():
         split_frechet(torch.randn(3, 5))
     with pytest.raises(InputError, match="splits is 0"):
         split_frechet(torch.randn(8, 5), splits=0)
+
+
+def test_latents_that_are_not_finite_are_refused():
+    bad = torch.randn(5, 3)
+    bad[2, 1] = torch.nan
+    with pytest.raises(NonFiniteError, match="latents must be finite"):
+        frechet_distance(bad, torch.randn(5, 3))

@@ -219,3 +219,37 @@ def test_a_value_that_never_varies_beside_others_that_do():
     measured = MeasuredDenoiser(still, Measurement.from_matrix(torch.eye(4)), torch.tensor([[1.0, 1.0, 1.0, 5.0]]))
     with pytest.raises(NotPSDError, match="measured value 3 never varies"):
         measured.denoise(torch.zeros(1, 4), 1.0, 1.0)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-4])
+def test_a_value_measured_with_tiny_weights_is_measured_all_the_same(noise):
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
+    variances = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.2, 0.1], dtype=torch.float64)
+    mean = torch.randn(6, generator=generator, dtype=torch.float64)
+    manifold = GaussianManifold(FullCovariance(mean, variances, basis))
+    a = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    a[1] *= 1e-9
+    x0, x_t = torch.randn(2, 1, 6, generator=generator, dtype=torch.float64)
+    measured = Measurement(lambda x: x @ a.T, lambda y: y @ a, d=6, m=2)
+    found = MeasuredDenoiser(manifold, measured, x0 @ a.T, noise=noise).denoise(x_t, 0.8, 0.6)
+    # The dense formula, each measurement in units of its own weights, in which the numbers are harmless.
+    unit = torch.diag(1 / a.norm(dim=1))
+    covariance = basis * variances @ basis.T
+    gain = 0.8 * covariance @ torch.linalg.inv(0.64 * covariance + 0.36 * torch.eye(6, dtype=torch.float64))
+    prior, spread = mean + (x_t - 0.8 * mean) @ gain.T, covariance - 0.8 * gain @ covariance
+    b = unit @ a
+    system = b @ spread @ b.T + noise**2 * unit @ unit
+    expected = prior + (torch.linalg.solve(system, unit @ (x0 @ a.T - prior @ a.T).T).T @ b) @ spread
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_value_that_never_varies_can_be_measured_with_any_noise():
+    variances, eye = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    manifold = GaussianManifold(FullCovariance(torch.zeros(3, dtype=torch.float64), variances, eye))
+    constant = Measurement(lambda x: x[:, 2:], lambda y: torch.nn.functional.pad(y, (2, 0)), d=3, m=1)
+    y, x_t = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
+    with pytest.raises(NotPSDError, match="measured value 0 never varies"):
+        MeasuredDenoiser(manifold, constant, y).denoise(x_t, 0.8, 0.6)
+    found = MeasuredDenoiser(manifold, constant, y, noise=1e-8).denoise(x_t, 0.8, 0.6)
+    torch.testing.assert_close(found, manifold.denoise(x_t, 0.8, 0.6))

@@ -304,3 +304,11 @@ def test_components_that_share_tensors_are_saved_each_with_its_own_mean(tmp_path
         x_t = torch.randn(4, 32, dtype=torch.float64, generator=generator)
         assert_close(again.denoise(x_t, 0.8, 0.6), classes.denoise(x_t, 0.8, 0.6))
         assert torch.equal(torch.stack([one.mean for one in again.components]), means)
+
+
+def test_equal_rows_are_no_mixture_and_gradients_are_left_out():
+    with pytest.raises(InputError, match="all rows are equal"):
+        fit_mixture(torch.ones(20, 3), 1)
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    with_gradient, without = fit_mixture(rows.clone().requires_grad_(), 2), fit_mixture(rows, 2)
+    assert with_gradient.log_likelihood == without.log_likelihood

@@ -390,3 +390,22 @@ def test_wrong_use_gets_a_sentence(tmp_path):
     (tmp_path / "other").write_bytes(b"nothing")
     with pytest.raises(FormatError, match="other"):
         Moments.load(tmp_path / "other")
+
+
+def test_rows_in_reverse_are_rows(rng):
+    rows = rng.standard_normal((30, 4))
+    backwards, copied = Moments(4), Moments(4)
+    backwards.update(rows[::-1])
+    copied.update(rows[::-1].copy())
+    assert torch.equal(backwards.covariance(), copied.covariance())
+    columns = Moments(4)
+    columns.update(rows[:, ::-1])
+    assert relative(columns.covariance(), np.cov(rows[:, ::-1].T)) < 1e-6
+
+
+def test_variances_beyond_float64_are_refused_as_covariances_are():
+    moments = Moments(2, precision="exact")
+    moments.update(torch.tensor([[1e200, 0.0], [-1e200, 1.0]], dtype=torch.float64))
+    for ask in (moments.variance, moments.covariance):
+        with pytest.raises(NonFiniteError):
+            ask()

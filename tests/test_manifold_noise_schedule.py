@@ -290,3 +290,9 @@ def test_half_precision_rounds_the_result_and_not_the_factor():
         ):
             exact = state.double() * factor
             assert float(((found.double() - exact) / exact).abs().max()) < 1.01 * 2**-8
+
+
+@pytest.mark.parametrize("name", ["DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"])
+def test_schedulers_that_run_from_data_to_noise_are_refused(name):
+    with pytest.raises(InputError, match=f"{name} runs from data to noise"):
+        NoiseSchedule.from_scheduler(getattr(diffusers, name)())

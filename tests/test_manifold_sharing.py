@@ -17,6 +17,7 @@ from manifold.errors import FormatError, InputError, MismatchError, NonFiniteErr
 from manifold.gaussian import GaussianManifold
 from manifold.merging import merge_moments
 from manifold.moments import Moments
+from manifold.nulls import isotropic
 from manifold.pretrained import from_pretrained, save_pretrained
 from manifold.rows import ArrayRows
 
@@ -289,3 +290,16 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(FormatError, match=r"config\.json is missing"):
         from_pretrained(folder)
+
+
+def test_a_reference_without_variance_measures_nothing():
+    still = FullCovariance(torch.zeros(2), torch.zeros(2), torch.eye(2))
+    with pytest.raises(InputError, match="the reference has no variance"):
+        drift(still, FullCovariance(torch.ones(2), torch.ones(2), torch.eye(2)))
+
+
+def test_a_model_without_eigenvectors_is_shared_too(tmp_path):
+    even = isotropic(GaussianManifold(FullCovariance(torch.ones(3), torch.tensor([3.0, 2.0, 1.0]), torch.eye(3))))
+    save_pretrained(even, tmp_path / "even", data="a sphere")
+    assert json.loads((tmp_path / "even" / "config.json").read_text())["largest_eigenvalue"] == pytest.approx(2.0)
+    assert from_pretrained(tmp_path / "even").total_variance == pytest.approx(6.0)

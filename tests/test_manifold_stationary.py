@@ -320,3 +320,12 @@ def test_wrong_use_gets_a_sentence():
     with pytest.raises(MismatchError, match="must be of the same rows"):
         blend_with_stationary(moments, spectrum, 0.5)
     assert len(RowSubset(ArrayRows(np.zeros((9, 4))), 2, [0])) == 5
+
+
+def test_a_class_resized_keeps_its_own_mean_of_each_channel():
+    rows = np.random.default_rng(0).standard_normal((40, 2 * 4 * 4)) + 3
+    model = fit_stationary(CrossSpectrum.of(ArrayRows(rows), (2, 4, 4)), dtype=torch.float64)
+    moved = model.to()
+    moved.mean = model.mean + torch.arange(32, dtype=torch.float64)
+    expected = moved.mean.view(2, 16).mean(1)
+    assert_close(moved.resized(6, 5).mean, expected.repeat_interleave(30))
