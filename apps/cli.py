@@ -6,8 +6,12 @@ stopped by Ctrl-C. Our own errors become one sentence; anything else is a bug an
 
 from __future__ import annotations
 
+import errno
 import sys
-from typing import Annotated
+from contextlib import suppress
+from importlib.metadata import version
+from io import TextIOWrapper
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -36,8 +40,17 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"latent-manifold {version('latent-manifold')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version_: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Measure, predict and retrieve in a diffusion model's latent space."""
@@ -61,13 +74,33 @@ for commands in (
 
 def main() -> None:
     """Entry point of the `manifold` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names that a terminal's encoding lacks are no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a full device is told here, and not by Python at its end
     except (ManifoldError, PermissionError) as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        sys.exit(1)
+        _fail(_sentence(error))
+    except OSError as error:
+        if "--debug" in sys.argv or error.errno not in (errno.ENAMETOOLONG, errno.ENOSPC, errno.EPIPE):
+            raise
+        if error.errno == errno.ENAMETOOLONG:
+            _fail(f"{str(error.filename)[:40]}... is longer than the file system takes names; check the path")
+        with suppress(OSError):
+            sys.stdout.close()  # or Python would try once more to write
+        if error.errno == errno.EPIPE:  # who read has gone: nobody to tell
+            sys.exit(1)
+        _fail("the output cannot be written, its device is full; free some space and run the same command again")
+
+
+def _fail(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(1)
 
 
 def _sentence(error: Exception) -> str:

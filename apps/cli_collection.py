@@ -86,10 +86,12 @@ def run(
     max_rejects: RejectsOption = 0.05,
     rank: RankOption = None,
 ) -> None:
-    """Encode, fit and index in one go; for more options run the three one by one.
+    """Encode, fit and index in one go, and say how far to trust the statistics; for more options run the three one by one.
 
     Example: manifold run photos/ -w ws --size 32
     """
+    from index.fit import judge_workspace
+
     from .console import RESUMES, long_work, out
     from .describe import describe_workspace, description_table
     from .run import run_images
@@ -99,7 +101,9 @@ def run(
             images, workspace, image_column=image_column, encoder=encoder, size=size, crop=crop, dtype=dtype,
             device=device, workers=workers, max_rejects=max_rejects, rank=rank, progress=progress,
         )  # fmt: skip
+        verdict = judge_workspace(workspace, progress=progress)
     out.print(description_table(describe_workspace(workspace)))
+    out.print(verdict, soft_wrap=True)
 
 
 def add(

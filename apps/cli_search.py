@@ -84,7 +84,10 @@ def search(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     question: Annotated[
         Literal["source", "target", "endpoint"],
-        typer.Option(help="What could it come from, what is it heading to, what will it end near?"),
+        typer.Option(
+            help="What could it come from, what is it heading to, what will it end near? Without a network's prediction, "
+            "which a Searcher and the server take, target answers as endpoint."
+        ),
     ] = "endpoint",
     k: Annotated[int, typer.Option("-k", help="Neighbours to return.")] = 10,
     where: Annotated[
@@ -100,9 +103,9 @@ def search(
 ) -> None:
     """Find neighbours of an image, or of a noisy state of it.
 
-    Example: manifold search ws cat.jpg --sigma 2 --question target --sheet cat.png
+    Example: manifold search ws cat.jpg --sigma 2 --question endpoint --sheet cat.png
     """
-    from .console import out
+    from .console import out, plain
     from .query import save_answer, search_workspace
 
     answer = search_workspace(
@@ -123,7 +126,7 @@ def search(
     for rank, found in enumerate(answer.rows, 1):
         about = found["caption"] or ("" if found["label"] is None else str(found["label"]))
         score = f"{found[answer.score_name]:.4g}"
-        table.add_row(str(rank), str(found["row"]), score, found["image_path"] or "", about)
+        table.add_row(str(rank), str(found["row"]), score, plain(found["image_path"] or ""), plain(about))
     out.print(table)
     if answer.where:
         given = "; probabilities are given that it is one of them" if answer.score_name == "probability" else ""

@@ -93,7 +93,7 @@ def fit(
             from .diagnose import draw_diagnostics
 
             sentence = draw_diagnostics(workspace, plots, progress=progress)
-    out.print(sentence)
+    out.print(sentence, soft_wrap=True)
     if plots is not None:
         out.print(f"drew what the verdict rests on into {plots}", soft_wrap=True)
     if drift is not None:

@@ -64,7 +64,7 @@ def bench_teleport(
     Example: manifold bench-teleport ws --model painter --seeds 200 --figure teleport.png
     """
     from .bench_teleport import bench_teleport as measure
-    from .console import long_work, out
+    from .console import long_work, out, print_whole
     from .teleport_plot import plot_teleport
 
     with long_work() as progress:
@@ -80,8 +80,10 @@ def bench_teleport(
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
         return
-    for part in (*tables(found), *sentences(found)):
-        out.print(part, soft_wrap=isinstance(part, str))
+    for table in tables(found):
+        print_whole(table)
+    for sentence in sentences(found):
+        out.print(sentence, soft_wrap=True)
     if figure is not None:
         out.print(f"figure: {figure}")
 
@@ -117,7 +119,7 @@ def sentences(found: TeleportBench) -> list[str]:
     told = [
         f"{facts['seeds']} seeds, guidance {facts['guidance_scale']:g}; sqrt(lambda_1) = {scale:.3g}, so the published start "
         f"(sigma / alpha 10 to 40 on CIFAR-10 pixels) is {low:.3g} to {high:.3g} here",
-        f"error: over the reference's own deviation of {facts['deviation']:.3g}; another seed's image is at "
+        f"errors are over the reference's own deviation of {facts['deviation']:.3g}; another seed's image is at "
         f"{by['other_seed_error']:.3g}, the reference (DDIM, {facts['reference_steps']} steps) itself is off by about "
         f"{by['reference_error']:.2g}",
         f"Frechet distance in the {facts['frechet_directions']} leading directions, {facts['frechet_variance']:.0%} of the "

@@ -18,6 +18,7 @@ from index.images import RejectedImage, decode_image
 from index.spaces import SpaceComparison
 from manifold.errors import InputError
 
+from .console import plain
 from .sheet import Panel, draw_sheet, plan, save_sheet
 
 __all__ = ["ClipAnswer", "comparison_text", "search_clip"]
@@ -40,7 +41,7 @@ class ClipAnswer:
     def table(self) -> Table:
         """For people."""
         shown = [
-            (str(rank), str(row["row"]), f"{row['cosine']:.4f}", row["image_path"] or "", _about(row))
+            (str(rank), str(row["row"]), f"{row['cosine']:.4f}", plain(row["image_path"] or ""), plain(_about(row)))
             for rank, row in enumerate(self.rows, 1)
         ]
         return _table(["rank", "row", "cosine", "image", "caption or label"], shown, left=2)

@@ -7,17 +7,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
+from unicodedata import category
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from index.progress import Progress
 
-__all__ = ["RESUMES", "err", "long_work", "out", "show_warnings"]
+__all__ = ["RESUMES", "err", "long_work", "out", "plain", "print_whole", "show_warnings"]
 
 RESUMES = "what is committed is kept, run the same command again to continue"
 """What Ctrl-C leaves of a command that goes on where it was stopped."""
@@ -26,6 +29,9 @@ out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 """Names of files come as they are: brackets and colons in them mean nothing."""
 
+_WIDEST = 1000
+_UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control signs, half signs and what ends lines."""
 _UNITS = {
     "encode": "images",
     "fit": "latents",
@@ -78,6 +84,18 @@ def long_work(left: str = "nothing was written") -> Iterator[Progress]:
     except KeyboardInterrupt:
         err.print(f"stopped; {left}")
         raise typer.Exit(130) from None
+
+
+def plain(text: str, most: int = 200) -> str:
+    """A name or a caption of a stranger's, fit for a terminal: no control signs, and not longer than `most`."""
+    shown = "".join("\ufffd" if category(sign) in _UNSHOWN else sign for sign in text[: most + 1])
+    return shown if len(text) <= most else shown[: most - 1] + "\u2026"
+
+
+def print_whole(table: Table) -> None:
+    """Print a table of figures with all of them, wider than the terminal if it must be."""
+    width = Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
+    out.print(table, width=max(width, out.width), crop=False, no_wrap=True)
 
 
 def show_warnings() -> None:

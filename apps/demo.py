@@ -215,12 +215,12 @@ def _teleport_sheet(
         progress("teleport", done, len(_SKIPPED))
         moved = teleport(pipeline, of_class, skip=skip, **_options(len(of_class)))
         alpha, sigma = moved.start_level
-        note = f"{moved.evaluations} evaluations, from noise {sigma / alpha:.2g}"
+        note = f"{moved.evaluations} evaluations, from noise\u00a0{sigma / alpha:.2g}"
         rows.append(Row(f"{skip:.0%} skipped", _decode(encoder, moved.output.images), note))
     progress("teleport", len(_SKIPPED), len(_SKIPPED))
     caption = (
         "The same seeds in every row. The first steps are replaced by one closed-form step with the statistics of the class: "
-        "nothing changes until the sampler starts below the noise at which the first modes are decided."
+        "little changes until the sampler starts below the noise at which the first modes are decided."
     )
     return draw_strip("Teleportation: the first steps skipped", caption, list(CLASS_NAMES), rows)
 

@@ -73,7 +73,10 @@ def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Pro
     plot_spectrum(fitted, found, folder / "spectrum.png", name)
     plot_reproducible(split, folder / "reproducible.png", name)
     if found.channel_variance is not None and found.radial_power is not None:
-        plot_power(found.channel_variance.numpy(), found.radial_power, folder / "power.png", name)
+        plot_power(
+            found.channel_variance.numpy(), found.radial_power, folder / "power.png", name,
+            colours=opened.manifest.recipe.encoder.kind == "pixels",
+        )  # fmt: skip
     if points:
         plot_convergence(points, folder / "convergence.png", name)
     numbers = {"fit": _plain(asdict(found)), "convergence": [_plain(asdict(point)) for point in points]}

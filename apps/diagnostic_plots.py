@@ -17,6 +17,7 @@ from .figures import (
     FAINT,
     GREEN,
     GREY,
+    RED,
     Words,
     finish,
     heading,
@@ -70,21 +71,25 @@ def plot_reproducible(split: SplitHalf, path: Path, name: str = "") -> Words:
     return finish(pyplot, figure, path, words)
 
 
-def plot_power(variance: np.ndarray, radial: RadialPower, path: Path, name: str = "") -> Words:
+def plot_power(
+    variance: np.ndarray, radial: RadialPower, path: Path, name: str = "", *, colours: bool = False
+) -> Words:
     """Write power by spatial frequency (left) and variance by channel (right) as PNG.
 
     Arguments
         variance: (C,) of each channel. radial: power in rings of frequency. path: the file to write. name: of the
-            collection.
+            collection. colours: whether the channels are red, green and blue.
     """
     pyplot, figure, (left, right) = two_panels()
     power, frequency = radial.power.numpy(), radial.frequency.numpy()
     channels = len(power)
     named = channels <= _NAMED_CHANNELS
+    shades = [RED, GREEN, BLUE] if colours else COLOURS
+    names = ["red", "green", "blue"] if colours else [f"channel {channel}" for channel in range(channels)]
     drawn = frequency > 0
     for channel in range(channels):
-        colour, width = (COLOURS[channel], 1.8) if named else (GREY, 0.8)
-        label = f"channel {channel}" if named else ("each channel" if channel == 0 else None)
+        colour, width = (shades[channel], 1.8) if named else (GREY, 0.8)
+        label = names[channel] if named else ("each channel" if channel == 0 else None)
         left.plot(frequency[drawn], power[channel][drawn], color=colour, linewidth=width, label=label)
     if channels > 1:
         left.plot(
@@ -102,11 +107,13 @@ def plot_power(variance: np.ndarray, radial: RadialPower, path: Path, name: str 
     left.set_xlabel("spatial frequency (cycles per latent pixel)")
     left.set_ylabel("variance of a Fourier coefficient")
     legend(left, "lower left")
-    bars = [COLOURS[channel] for channel in range(channels)] if named else BLUE
+    bars = [shades[channel] for channel in range(channels)] if named else BLUE
     right.bar(np.arange(channels), variance, color=bars, width=0.7)
     right.grid(axis="x", visible=False)
     right.set_axisbelow(True)
     right.set_xticks(np.arange(channels) if channels <= 16 else np.arange(0, channels, 4))
+    if colours:
+        right.set_xticklabels(names)
     right.set_xlabel("channel")
     right.set_ylabel("variance (latent units squared)")
     words = Words(

@@ -13,6 +13,7 @@ from index.workspace import Workspace
 from manifold.errors import InputError
 from manifold.files import atomic_path
 
+from .console import plain
 from .sheet import Panel, draw_groups, save_sheet
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def duplicates_summary(found: Duplicates) -> str:
     members = sum(len(group) for group in found.groups)
     return (
         f"{len(found.groups):,} group{'s' if len(found.groups) > 1 else ''} with {members:,} of {len(found.store):,} images, "
-        f"{found.surplus:,} more than one of each ({scale})"
+        f"{found.surplus:,} of them to spare if one of each group stays ({scale})"
     )
 
 
@@ -52,7 +53,7 @@ def duplicates_table(found: Duplicates, most: int = 20) -> Table:
         table.add_column(name, justify="right")
     table.add_column("keys", justify="left", overflow="fold")
     for number, (group, distances) in enumerate(zip(found.groups[:most], found.distances, strict=False)):
-        shown = [record["key"] for record in found.store.rows(group[:5])]
+        shown = [plain(record["key"]) for record in found.store.rows(group[:5])]
         more = f" and {len(group) - 5:,} more" if len(group) > 5 else ""
         table.add_row(str(number), f"{len(group):,}", f"{distances.max():.4g}", ", ".join(shown) + more)
     return table

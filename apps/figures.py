@@ -19,13 +19,13 @@ from .plots import _INK as INK
 from .plots import _pyplot, _save
 
 __all__ = [
-    "AMBER", "BLUE", "COLOURS", "FAINT", "GREEN", "GREY", "INK", "NOISE", "PURPLE", "Words", "band", "cycled", "falling",
-    "finish", "heading", "legend", "noise_axis", "noise_name", "one_panel",
+    "AMBER", "BLUE", "COLOURS", "FAINT", "GREEN", "GREY", "INK", "NOISE", "PURPLE", "RED", "Words", "band", "cycled",
+    "falling", "finish", "heading", "legend", "noise_axis", "noise_name", "one_panel",
     "plain_log", "two_panels",
 ]  # fmt: skip
 
-GREEN, PURPLE, GREY = "#2f7d5b", "#7a4fa3", "#a4a8af"
-COLOURS = (BLUE, AMBER, GREEN, PURPLE, "#b03a48", "#3a8fa8")
+GREEN, PURPLE, RED, GREY = "#2f7d5b", "#7a4fa3", "#b03a48", "#a4a8af"
+COLOURS = (BLUE, AMBER, GREEN, PURPLE, RED, "#3a8fa8")
 NOISE = "noise level σ / α (latent units), falling during generation"
 
 

@@ -10,9 +10,13 @@ __all__ = ["read_keys"]
 
 
 def read_keys(path: Path) -> list[str]:
-    """Keys from a UTF-8 text file, one a line; empty lines are skipped. Raises: InputError if it cannot be read."""
+    """Keys from a UTF-8 text file, one a line, spaces and all; empty lines are skipped.
+
+    Raises: InputError if it cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the keys in {path} ({error}); give a text file with one key a line") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = (line.removesuffix("\r") for line in text.split("\n"))  # a key may hold whatever else ends lines for Python
+    return [line for line in lines if line]

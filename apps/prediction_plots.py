@@ -174,6 +174,7 @@ def plot_anticipation(found: Anticipation, path: Path, name: str = "", *, bare: 
         band(right, found.steps.numpy(), part, fixed[label], titles[label], style)
     falling(left, noise)
     right.set_xlabel("step of the sampler")
+    right.xaxis.get_major_locator().set_params(integer=True)
     for axis in (left, right):
         axis.set_ylim(-3, 103)
         axis.set_ylabel(f"final {found.k} neighbours already returned (%)")

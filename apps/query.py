@@ -103,6 +103,8 @@ def search_workspace(
     searcher = Searcher.open(workspace)
     store = searcher.workspace.latents
     if row is not None:
+        if not 0 <= row < len(store):
+            raise InputError(f"row {row} is not in {workspace}, whose rows are numbered 0 to {len(store) - 1}")
         name = f"row {row}"
         flat = torch.from_numpy(store.read([row])).float()
     else:
@@ -174,7 +176,8 @@ def _picture(decoder: Encoder, latent: Tensor) -> np.ndarray:
 def _label(row: dict[str, Any]) -> str:
     if row.get("caption"):
         return str(row["caption"])
-    return f"row {row['row']}" + ("" if row.get("label") is None else f", label {row['label']}")
+    name = Path(row["image_path"]).name if row.get("image_path") else f"row {row['row']}"
+    return name + ("" if row.get("label") is None else f", label {row['label']}")
 
 
 def _score(name: str, row: dict[str, Any]) -> str:

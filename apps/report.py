@@ -124,7 +124,7 @@ def _facts(workspace: Workspace, flow: FlowModel, found: Findings) -> list[tuple
             "sampler",
             f"{run['scheduler']}, {flow.steps} steps, σ / α from {float(noise[0]):.3g} to {float(noise[-1]):.3g} and then 0",
         ),
-        ("images", f"{recipe.source}: {workspace.manifest.count:,} latents in workspace {workspace.root.name}"),
+        ("images", f"{recipe.source}: {workspace.manifest.count:,} latents in {workspace.root.name}/"),
         (
             "latents",
             f"{' x '.join(map(str, recipe.encoder.latent_shape))}, d = {recipe.encoder.d:,}, by {recipe.encoder.kind}"

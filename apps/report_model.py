@@ -198,7 +198,7 @@ def _opened(model: Any) -> tuple[Any, str]:
     from manifold.files import read_json
 
     if read_json(folder / "model_index.json").get("_class_name") == "ClassConditionalPipeline":
-        return load_demo_model(folder), folder.name
+        return load_demo_model(folder), "demo" if str(model) == "demo" else folder.name
     from diffusers import DiffusionPipeline
 
     return DiffusionPipeline.from_pretrained(str(folder)), folder.name

@@ -40,6 +40,7 @@ def open_pipeline(model: str | Path | None, device: str | None = None) -> Any:
     import diffusers
 
     from manifold.demo_model import MODEL_FOLDER, load_demo_model
+    from manifold.demo_model.weights import quiet_diffusers
 
     place = choose_device(device)
     folder = MODEL_FOLDER if model is None else Path(model)
@@ -51,8 +52,14 @@ def open_pipeline(model: str | Path | None, device: str | None = None) -> Any:
             f"{folder} holds no diffusers pipeline (no model_index.json); name a pipeline's folder or hub id"
         )
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(str(model))
+        with quiet_diffusers():
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(str(model))
     except OSError as error:
+        if not folder.exists():
+            raise InputError(
+                f"{model} is no folder here and could not be fetched from the hub; check the name and the network, or give "
+                "a folder"
+            ) from error
         raise InputError(f"{model} cannot be opened as a diffusers pipeline: {str(error).splitlines()[0]}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(place)

@@ -62,7 +62,7 @@ def add_images(
         prefix: put before the keys of this collection, to tell them from equal keys of another.
         encoder: where the workspace's encoder lies now, if it has moved.
         workers: decoding processes; one less than the cores unless given, 0 decodes in this process.
-        max_rejects: stop when more than this share of the new images, 0 to 1, cannot be used.
+        max_rejects: stop when new images that cannot be used are more than this share, 0 to 1, of the collection.
         progress: told of ("encode", new images done, new images in all), then of "fit" and "index".
 
     Returns: the workspace, opened again, and what was done. Statistics and index are those of all its images: searches give
@@ -108,7 +108,7 @@ def add_images(
                 if fresh:
                     encode_into(
                         opened, writer, selected, opened.encoder(encoder), offset=before.next_input, workers=workers,
-                        max_rejects=max_rejects, progress=progress,
+                        max_rejects=max_rejects, share_of=total, progress=progress,
                     )  # fmt: skip
             if fresh:
                 writer.finish(before.next_input + fresh)

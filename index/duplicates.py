@@ -33,6 +33,7 @@ DEFAULT_SHARE = 0.1
 _BATCH_BYTES = 64 * 2**20
 _BLOCK, _TILE = 1024, 8192
 _MEASURED_AT_ONCE = 4096
+_LARGEST = 1e100
 _ROUNDING = 1e-4
 """Of float32 coordinates, as a share of the longest row: no pair is left out for it."""
 
@@ -106,8 +107,8 @@ def find_duplicates(
     store = searcher.workspace.latents
     variance = searcher.manifold.total_variance
     reach = default_threshold(variance) if threshold is None else float(threshold)
-    if not 0 <= reach < np.inf:
-        raise InputError(f"the threshold must be a distance of at least 0, it is {threshold}")
+    if not 0 <= reach <= _LARGEST:
+        raise InputError(f"the threshold must be a distance between 0 and {_LARGEST:g}, it is {threshold}")
     mean, vectors = basis(searcher._index.on_cpu)
     first, coordinates, longest = _distinct(store, mean, vectors, progress)
     distinct = np.flatnonzero(first == np.arange(len(store)))

@@ -205,24 +205,24 @@ def encode_into(
     encoder: Encoder,
     *,
     offset: int = 0,
-    inputs: int | None = None,
     workers: int | None = None,
     max_rejects: float = _MAX_REJECTS,
+    share_of: int | None = None,
     progress: Progress = silent,
 ) -> int:
     """Decode and encode the images of a collection, from the first that has not been looked at, into a writer's shards.
 
     Arguments
         offset: number of the collection's first image among all inputs of the workspace.
-        inputs: images expected, of which `max_rejects` is a share; the length of the collection unless given.
+        share_of: number of images that `max_rejects` is a share of; the length of the collection unless given.
 
     Returns: the number of the input after the last. Call `writer.finish` with it.
 
     Raises: as `encode_images`.
     """
     recipe = workspace.manifest.recipe
-    inputs = len(source) if inputs is None else inputs
-    allowed = int(max_rejects * inputs)
+    inputs = len(source)
+    allowed = int(max_rejects * (share_of or inputs))
     row = workspace.manifest.count
     start = done = workspace.manifest.next_input - offset
     earlier = sum(reject["input"] < offset for reject in writer.rejects)
@@ -258,7 +258,7 @@ def encode_into(
                 writer.reject({"input": number, "image_path": item.image_path, "key": item.key, "reason": item.reason})
         if len(writer.rejects) - earlier > allowed:
             writer.save_rejects()
-            raise _too_many(writer.rejects[earlier:], inputs, max_rejects, workspace)
+            raise _too_many(writer.rejects[earlier:], inputs, max_rejects, share_of or inputs, workspace)
         done += len(items)
         progress("encode", done, inputs)
     flush()
@@ -278,12 +278,13 @@ def _record(item: Decoded) -> dict[str, Any]:
 
 
 def _too_many(
-    rejects: list[dict[str, Any]], inputs: int, max_rejects: float, workspace: Workspace
+    rejects: list[dict[str, Any]], inputs: int, max_rejects: float, share_of: int, workspace: Workspace
 ) -> TooManyRejectsError:
     reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
     listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+    share = f"{max_rejects:g}" if share_of == inputs else f"{max_rejects:g} of {share_of:,}"
     return TooManyRejectsError(
-        f"{len(rejects):,} of {inputs:,} images cannot be used, more than the share of {max_rejects:g} allowed: "
+        f"{len(rejects):,} of {inputs:,} images cannot be used, more than the share of {share} allowed: "
         f"{listed}; see {workspace.rejects_path}, or allow more with --max-rejects"
     )
 

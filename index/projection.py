@@ -93,6 +93,8 @@ def project_map(
         raise InputError(f"a map is made by umap or pca of latent or clip, not by {method!r} of {space!r}")
     if neighbours < 2 or not 0 <= min_dist <= 1:
         raise InputError(f"neighbours must be at least 2 and min_dist 0 to 1, they are {neighbours} and {min_dist}")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"the seed must lie between 0 and 2^32 - 1, it is {seed}")
     if method == "umap":
         _umap()  # before the long work, so that a missing package is said at once
     opened = Workspace.open(workspace)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from manifold.errors import InputError, ManifoldWarning
+from manifold.errors import FormatError, InputError, ManifoldWarning
 from manifold.files import atomic_path, sha256_file
 from manifold.gaussian import GaussianManifold
 from manifold.selection import FEWEST_ROWS
@@ -60,7 +60,8 @@ def remove_images(workspace: str | Path, keys: Sequence[str] = (), *, progress: 
     Returns: the workspace, opened again, and what was done. Rows are numbered anew without gaps.
 
     Raises: InputError if a key is not there, or if no image or too few for the statistics would be left (then nothing is
-        removed), or if there is nothing to finish; StorageError; FormatError.
+        removed), or if there is nothing to finish; FormatError if a file that is read differs from its checksum (then nothing
+        is removed either); StorageError.
 
     Warns: ManifoldWarning if the folder holds more that was made from the images, such as maps or CLIP embeddings.
 
@@ -72,6 +73,9 @@ def remove_images(workspace: str | Path, keys: Sequence[str] = (), *, progress: 
     with writing(root):
         opened = Workspace.open(root)
         unfinished = remove_uncommitted(opened) > 0 or is_behind(opened)
+        if keys:
+            shards = opened.manifest.shards
+            _require_undamaged([(metadata_file(root, one.number), one.metadata_sha256) for one in shards])
         gone, left, missing = _selected(opened, keys)
         if missing and not unfinished:
             others = f" and {len(missing) - 1:,} others" if len(missing) > 1 else ""
@@ -93,6 +97,14 @@ def remove_images(workspace: str | Path, keys: Sequence[str] = (), *, progress: 
     _warn_of_derived(root)
     rows = before.count - opened.manifest.count
     return Removed(Workspace.open(root), rows, before.rejects - opened.manifest.rejects, missing)
+
+
+def _require_undamaged(files: Sequence[tuple[Path, str]]) -> None:
+    """What a removal reads, to write it again, gets new checksums: damage would be hidden, or the wrong image removed."""
+    for path, checksum in files:
+        if not path.is_file() or sha256_file(path) != checksum:
+            what = "damaged" if path.is_file() else "missing"
+            raise FormatError(f"{path} is {what}, so nothing was removed; restore it from a backup or encode again")
 
 
 def _warn_of_derived(root: Path) -> None:
@@ -152,6 +164,11 @@ def _rewritten(workspace: Workspace, gone: np.ndarray, progress: Progress) -> tu
     if not any(losses):
         return shards
     first = next(place for place, loss in enumerate(losses) if loss)
+    root = workspace.root
+    _require_undamaged([
+        (latents_file(root, shard.number), shard.latents_sha256)
+        for shard, loss in zip(shards, losses, strict=True) if 0 < loss < shard.rows
+    ])  # fmt: skip
     made = list(shards[:first])
     number = _free_numbers(shards, first)
     for place in range(first, len(shards)):

@@ -98,7 +98,10 @@ def remove_uncommitted(workspace: Workspace) -> int:
     """Delete what the manifest does not name and killed runs leave: files of shards, a list of rejects; returns how many.
 
     Whatever else lies in their folders, as a file manager or a notebook leaves it, is not ours: it stays and does not count.
+
+    Raises: FormatError if the list of rejects that a removal left is damaged.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     root = workspace.root
@@ -113,7 +116,11 @@ def remove_uncommitted(workspace: Workspace) -> int:
     shorter = shorter_rejects_path(workspace)
     if not shorter.is_file():
         return len(left)
-    if pq.read_metadata(shorter).num_rows == workspace.manifest.rejects:
+    try:
+        rows = pq.read_metadata(shorter).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise FormatError(f"{shorter} is damaged; delete it and run the same command again") from error
+    if rows == workspace.manifest.rejects:
         shorter.replace(workspace.rejects_path)
     else:
         shorter.unlink()

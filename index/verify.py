@@ -21,6 +21,11 @@ from .workspace import Workspace
 
 __all__ = ["Verification", "verify_workspace"]
 
+_KINDS = {
+    "moments.safetensors": "moments", "class_means.safetensors": "class_means", "class_moments.safetensors": "class_moments",
+}  # fmt: skip
+"""What files of sums say they are."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -137,8 +142,14 @@ def _statistics_problems(workspace: Workspace, path: Path) -> list[str]:
         tensors, metadata = load_tensors(path)
     except FormatError as error:
         return [str(error)]
+    kind = _KINDS.get(path.name)
+    if kind is not None and not metadata.get("format", "").startswith(f"manifold.{kind}."):
+        return [f"{name} holds something else than {kind.replace('_', ' ')}; delete it and fit again"]
     found = [f"{name}: {key} is not finite" for key, tensor in tensors.items() if not tensor.isfinite().all()]
-    d = GaussianManifold.load(path).d if path == workspace.stats_path else _width(tensors)
+    try:
+        d = GaussianManifold.load(path).d if path == workspace.stats_path else _width(tensors)
+    except FormatError as error:
+        return [*found, str(error)]
     if d != workspace.latents.d:
         found.append(f"{name} has {d} dimensions, the latents have {workspace.latents.d}")
     count = _rows_behind(tensors)

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import FormatError, StorageError
+from .errors import FormatError, InputError, StorageError
 
 __all__ = [
     "TEMPORARY_PREFIX",
@@ -58,8 +58,10 @@ def storage_errors(path: Path) -> Iterator[None]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write; on success flush it and rename it to `path`, on failure remove it.
 
-    Raises: StorageError if the disk is full or the folder cannot be written.
+    Raises: InputError for a path without a name; StorageError if the disk is full or the folder cannot be written.
     """
+    if not path.name:
+        raise InputError(f"{str(path)!r} names no file to write; give a name")
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
     with storage_errors(path):
         try:

@@ -436,6 +436,12 @@ def test_the_command(tmp_path):
     assert found["facts"]["model"] == "model"
     assert len(found["runs"]) == 2 * 4
     assert (tmp_path / "a.png").is_file()
+    told = manifold(
+        "--seeds", "3", "--sampler", "dpm", "--evaluations", "2", "--start", "1", "--steps", "4", "--skip", "0.5",
+        "--reference-steps", "4", "--guidance-scale", "1",
+    ).stdout  # fmt: skip
+    assert "evaluations  saved" in told  # in a pipe, of 80 columns
+    assert "…" not in told
     wrong = manifold("--start", "4;2")
     assert wrong.returncode == 1
     assert wrong.stderr.strip() == "error: --start must be numbers separated by commas, such as 5,10; it is '4;2'"

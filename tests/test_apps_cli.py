@@ -78,6 +78,18 @@ def fails(done: subprocess.CompletedProcess, *words: str) -> None:
         assert word in lines[0]
 
 
+def test_version():
+    from importlib.metadata import version
+
+    assert manifold("--version").stdout == f"latent-manifold {version('latent-manifold')}\n"
+
+
+def test_a_run_ends_with_what_the_statistics_are_worth(tmp_path):
+    done = manifold("run", write_photos(tmp_path / "photos", 12), "-w", tmp_path / "ws", "--size", 4)
+    assert done.stdout.splitlines()[-1] == manifold("fit", tmp_path / "ws").stdout.splitlines()[-1]
+    assert "12" in done.stdout.splitlines()[-1]
+
+
 def test_every_command_has_help_with_an_example():
     listed = CliRunner().invoke(app, ["--help"]).output
     for command in COMMANDS:
@@ -389,3 +401,61 @@ def test_a_file_that_may_not_be_read_is_named(monkeypatch, capsys):
         cli.main()
     assert left.value.code == 1
     assert capsys.readouterr().err == "error: no permission to read ws/manifest.json; ask for it, or copy the folder\n"
+
+
+def test_keys_are_lines_and_nothing_less(tmp_path):
+    from manifold_apps.keys import read_keys
+
+    (tmp_path / "keys").write_bytes("a \r\n\n b\nu\u2028v\nlast".encode())
+    assert read_keys(tmp_path / "keys") == ["a ", " b", "u\u2028v", "last"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["search", "WS", "--row", "9" * 20], "is not in"),
+        (["search", "WS", "--row", "0", "--where", "key~\udcff"], "must be UTF-8 text"),
+        (["search", "WS", "--row", "0", "--sheet", ""], "names no file to write"),
+        (["duplicates", "WS", "--threshold", "1e200"], "between 0 and 1e+100"),
+        (["map", "WS", "--seed", "-1"], "between 0 and 2^32 - 1"),
+        (["info", "b" * 300], "longer than the file system takes names"),
+        (["bench-teleport", "WS", "--device", "meta"], "on the device meta nothing is computed"),
+    ],
+)
+def test_odd_values_get_a_sentence(workspace, tmp_path, arguments, words):
+    fails(manifold(*(workspace if one == "WS" else one for one in arguments), cwd=tmp_path), words)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_device_is_said_and_a_closed_pipe_is_not(workspace):
+    code = "from manifold_apps.cli import main; main()"
+    for arguments in (["info", str(workspace)], ["--help"], ["search", str(workspace), "--row", "0", "--json"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-c", code, *arguments], stdout=full, stderr=-1, text=True, timeout=300
+            )
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "its device is full" in done.stderr
+        with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=-1, stderr=-1, text=True) as running:
+            running.stdout.close()
+            assert running.stderr.read() == ""
+
+
+def test_names_are_shown_without_what_moves_a_terminal():
+    from manifold_apps.console import plain
+
+    assert plain("cat\x1b[2J\n\x00.jpg") == "cat\ufffd[2J\ufffd\ufffd.jpg"
+    assert plain("e\u0301 \U0001f469\u200d\U0001f680") == "e\u0301 \U0001f469\u200d\U0001f680"
+    assert plain("x" * 300) == "x" * 199 + "\u2026"
+
+
+def test_an_encoding_without_a_letter_stops_nothing(tmp_path):
+    photos = write_photos(tmp_path / "photos", 12)
+    (photos / "00.png").rename(photos / "\u00e9.png")
+    assert manifold("run", photos, "-w", tmp_path / "ws", "--size", 4).returncode == 0
+    code = "from manifold_apps.cli import main; main()"
+    command = [sys.executable, "-c", code, "search", str(tmp_path / "ws"), "--row", "0", "-k", "12"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xe9.png" in done.stdout

@@ -241,6 +241,8 @@ def test_rejects_are_counted_on_and_not_tried_again(tmp_path):
         (50, "00050"),
     ]
     assert verify_workspace(root).problems == ()
+    (folder / "00060.png").write_bytes(b"broken")  # the only new one, but one of 61
+    assert (add_images(folder, root, workers=0).rejects, verify_workspace(root).problems) == (1, ())
     photos(tmp_path / "bad", range(100, 110))
     (tmp_path / "bad" / "00103.png").write_bytes(b"broken")
     with pytest.raises(

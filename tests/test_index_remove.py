@@ -20,7 +20,7 @@ from index.search import Searcher
 from index.shards import read_rejects, remove_uncommitted
 from index.verify import verify_workspace
 from index.workspace import Workspace
-from manifold.errors import InputError, ManifoldWarning, MismatchError
+from manifold.errors import FormatError, InputError, ManifoldWarning, MismatchError
 from manifold.files import load_tensors
 from manifold.moments import Moments
 
@@ -326,3 +326,27 @@ def test_what_was_opened_before_an_addition_reads_on(root, tmp_path):
     add_images(photos(tmp_path / "more", range(300, 310)), root)
     assert before.latents.read(range(200)).shape == (200, before.latents.d)
     assert len(before.latents.metadata()) == 200
+
+
+def test_nothing_is_removed_where_damage_would_be_given_new_checksums(root):
+    latents = root / "latents" / "latents_00000.npy"
+    sound = latents.read_bytes()
+    latents.write_bytes(sound[:2000] + bytes([sound[2000] ^ 1]) + sound[2001:])
+    with pytest.raises(FormatError, match=r"latents_00000\.npy is damaged, so nothing was removed"):
+        remove_images(root, keys([3]))
+    latents.write_bytes(sound)
+    metadata = root / "metadata" / "metadata_00000.parquet"
+    table = pq.read_table(metadata)
+    pq.write_table(table.take(list(range(len(table) - 1, -1, -1))), metadata)  # keys would name other latents
+    with pytest.raises(FormatError, match=r"metadata_00000\.parquet is damaged, so nothing was removed"):
+        remove_images(root, keys([199]))
+    pq.write_table(table, metadata)
+    if verify_workspace(root).whole:  # as long as parquet writes the same bytes again
+        assert remove_images(root, keys([3])).rows == 1
+
+
+def test_a_damaged_list_of_rejects_that_a_removal_left_is_said(root):
+    (root / "rejects.shorter.parquet").write_bytes(b"PAR1")
+    for work in (lambda: remove_images(root, keys([3])), lambda: remove_images(root)):
+        with pytest.raises(FormatError, match=r"rejects\.shorter\.parquet is damaged; delete it"):
+            work()

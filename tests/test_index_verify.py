@@ -142,3 +142,18 @@ def test_damaged_rejects_and_card_are_told_and_stop_nothing(root):
     (root / "index" / "image.json").write_text('{"schema": 1}')
     assert described["index"]["schema"] == 2
     assert describe_workspace(root)["index"] == {"schema": 1}
+
+
+def test_statistics_in_each_others_place_are_told_and_stop_nothing(root):
+    fit_workspace(root)
+    stats, moments = root / "stats" / "stats.safetensors", root / "stats" / "moments.safetensors"
+    kept = moments.read_bytes()
+    moments.write_bytes(stats.read_bytes())
+    assert verify_workspace(root).problems == (
+        "stats/moments.safetensors holds something else than moments; delete it and fit again",
+    )
+    moments.write_bytes(kept)
+    stats.write_bytes(kept)
+    problems = verify_workspace(root).problems
+    assert len(problems) == 1
+    assert "stats.safetensors must hold a covariance model" in problems[0]

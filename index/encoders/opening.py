@@ -95,8 +95,8 @@ def reopen(spec: EncoderSpec, *, base: Path | None = None, override: str | None 
     """
     if spec.kind == "embeddings":
         raise InputError(
-            "these latents were imported as embeddings, so there is no encoder that images could go through; search for a "
-            "row instead (--row)"
+            "these latents were imported as embeddings, so there is no encoder: no image can be encoded and no latent drawn; "
+            "search for a row (--row), without a sheet"
         )
     name = override or spec.id
     if override is None and base is not None and spec.id not in DEFAULT_SIZES and (base / spec.id).is_dir():
@@ -126,6 +126,8 @@ def choose_device(asked: str | None = None) -> str:
         place = torch.device(asked)
     except RuntimeError as error:
         raise InputError(f"{asked!r} is no device; name one such as cpu, cuda or cuda:1") from error
+    if place.type == "meta":
+        raise InputError("on the device meta nothing is computed; name one such as cpu, cuda or cuda:1")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         what = f"only {found} CUDA device{'s' * (found > 1)}" if found else "no CUDA device"
