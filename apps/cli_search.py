@@ -105,7 +105,8 @@ def search(
 
     Example: manifold search ws cat.jpg --sigma 2 --question endpoint --sheet cat.png
     """
-    from .console import out, plain
+    from .console import out
+    from .plain_text import plain
     from .query import save_answer, search_workspace
 
     answer = search_workspace(

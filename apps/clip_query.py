@@ -18,7 +18,7 @@ from index.images import RejectedImage, decode_image
 from index.spaces import SpaceComparison
 from manifold.errors import InputError
 
-from .console import plain
+from .plain_text import plain
 from .sheet import Panel, draw_sheet, plan, save_sheet
 
 __all__ = ["ClipAnswer", "comparison_text", "search_clip"]

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
-from unicodedata import category
 
 import typer
 from rich.console import Console
@@ -20,7 +19,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from index.progress import Progress
 
-__all__ = ["RESUMES", "err", "long_work", "out", "plain", "print_whole", "show_warnings"]
+__all__ = ["RESUMES", "err", "long_work", "out", "print_whole", "show_warnings"]
 
 RESUMES = "what is committed is kept, run the same command again to continue"
 """What Ctrl-C leaves of a command that goes on where it was stopped."""
@@ -30,8 +29,6 @@ err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 """Names of files come as they are: brackets and colons in them mean nothing."""
 
 _WIDEST = 1000
-_UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode's categories of control signs, half signs and what ends lines."""
 _UNITS = {
     "encode": "images",
     "fit": "latents",
@@ -84,12 +81,6 @@ def long_work(left: str = "nothing was written") -> Iterator[Progress]:
     except KeyboardInterrupt:
         err.print(f"stopped; {left}")
         raise typer.Exit(130) from None
-
-
-def plain(text: str, most: int = 200) -> str:
-    """A name or a caption of a stranger's, fit for a terminal: no control signs, and not longer than `most`."""
-    shown = "".join("\ufffd" if category(sign) in _UNSHOWN else sign for sign in text[: most + 1])
-    return shown if len(text) <= most else shown[: most - 1] + "\u2026"
 
 
 def print_whole(table: Table) -> None:

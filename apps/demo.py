@@ -215,7 +215,7 @@ def _teleport_sheet(
         progress("teleport", done, len(_SKIPPED))
         moved = teleport(pipeline, of_class, skip=skip, **_options(len(of_class)))
         alpha, sigma = moved.start_level
-        note = f"{moved.evaluations} evaluations, from noise\u00a0{sigma / alpha:.2g}"
+        note = f"{moved.evaluations} evaluations, noise {sigma / alpha:.2g}"
         rows.append(Row(f"{skip:.0%} skipped", _decode(encoder, moved.output.images), note))
     progress("teleport", len(_SKIPPED), len(_SKIPPED))
     caption = (

@@ -54,7 +54,7 @@ def plot_reproducible(split: SplitHalf, path: Path, name: str = "") -> Words:
         early = split.reproducible < count / 3
         axis.annotate(
             f"{split.reproducible:,} reproducible", (split.reproducible, height), color=AMBER, fontweight="bold",
-            xytext=(8 if early else -8, -34), textcoords="offset points", ha="left" if early else "right",
+            xytext=(8, 8) if early else (-8, -34), textcoords="offset points", ha="left" if early else "right",
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_xlim(1, max(count, 2))
@@ -65,8 +65,8 @@ def plot_reproducible(split: SplitHalf, path: Path, name: str = "") -> Words:
     words = Words(
         heading("How many directions are reproducible", name),
         f"each half has {split.rows:,} latents; the leading {count:,} directions were compared",
-        "How to read it: where the blue line stays above the dashed one, two halves of the data span the same space with "
-        "their leading directions; to the right of the dot they do not, and more data are needed.",
+        "How to read it: up to the dot, two halves of the data span the same space with their leading directions, to its "
+        "right they do not, and more data are needed; where the line dips before it, directions of like variance swap.",
     )
     return finish(pyplot, figure, path, words)
 

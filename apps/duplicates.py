@@ -13,7 +13,7 @@ from index.workspace import Workspace
 from manifold.errors import InputError
 from manifold.files import atomic_path
 
-from .console import plain
+from .plain_text import plain
 from .sheet import Panel, draw_groups, save_sheet
 
 if TYPE_CHECKING:

@@ -442,7 +442,7 @@ def test_a_full_device_is_said_and_a_closed_pipe_is_not(workspace):
 
 
 def test_names_are_shown_without_what_moves_a_terminal():
-    from manifold_apps.console import plain
+    from manifold_apps.plain_text import plain
 
     assert plain("cat\x1b[2J\n\x00.jpg") == "cat\ufffd[2J\ufffd\ufffd.jpg"
     assert plain("e\u0301 \U0001f469\u200d\U0001f680") == "e\u0301 \U0001f469\u200d\U0001f680"
