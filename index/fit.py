@@ -71,7 +71,7 @@ def fit_workspace(
         NonFiniteError naming the row if a latent has NaN or infinity; FormatError if a file is damaged; StorageError.
 
     Cost: n d^2 multiply-adds for the moments, as many again for covariances of classes, O(d^3) for the eigendecomposition;
-    about 20 d^2 bytes of memory, 8 d^2 more a class. Above d = 4,096 a low-rank model of at most d / 4 images takes n^2 d and
+    about 20 d^2 bytes of memory, 8 d^2 more a class. Above d = 4,096 a low-rank model of at most d / 2 images takes n^2 d and
     no d x d matrix. Above d = 16,384 a low-rank model takes ten passes and no d x d matrix,
     and no moments are kept; `stationary` takes O(n d log d) and no such matrix either; `auto` takes a few fits.
     """

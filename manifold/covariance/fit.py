@@ -51,7 +51,7 @@ def fit_covariance(
     Raises: InputError; NotFittedError if fewer than two rows came.
 
     Cost: O(d^3) for "full", and for "lowrank" up to d = 4096 or with rank above d / 8, exact: 2.5 s at d = 3072.
-    Otherwise "lowrank" takes O(n^2 d), exact, as long as the moments hold all their rows and these are at most d / 4, and
+    Otherwise "lowrank" takes O(n^2 d), exact, as long as the moments hold all their rows and these are at most d / 2, and
     else O(d^2 k) by a randomised block method; see `leading_eigenpairs` for its accuracy.
     """
     if moments.count < 2:
@@ -100,7 +100,7 @@ def fit_lowrank(
 
     Cost: at most ten passes over the rows; memory of 8 d (rank + 32) values. Eigenvalues approach from below, to 1e-4
     of themselves or better (benchmarks/lowrank.py: the leading 64 of 256 at d = 65,536). Above d = 4096, rows of 2^26 values
-    in all, and at most d / 4, are read thrice and decomposed exactly, in O(n^2 d).
+    in all, and at most d / 2, are read thrice and decomposed exactly, in O(n^2 d).
     """
     if not 1 <= rank <= store.d:
         raise InputError(f"rank must lie between 1 and d = {store.d}, it is {rank}")
@@ -115,7 +115,7 @@ def fit_lowrank(
 
 def _few(n: int, d: int) -> bool:
     """Whether rows are so few that their own products are quicker than those of their values."""
-    return d > _DENSE_LIMIT and 4 * n <= d and n * d <= _FEW_VALUES
+    return d > _DENSE_LIMIT and 2 * n <= d and n * d <= _FEW_VALUES
 
 
 def _of_few_rows(rows: Tensor, rank: int, intensity: float, dtype: torch.dtype) -> LowRankCovariance:
