@@ -86,7 +86,8 @@ def long_work(left: str = "nothing was written") -> Iterator[Progress]:
 def print_whole(table: Table) -> None:
     """Print a table of figures with all of them, wider than the terminal if it must be."""
     width = Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
-    out.print(table, width=max(width, out.width), crop=False, no_wrap=True)
+    # Of its own width: one that is there prints nothing wider than its terminal.
+    Console(highlight=False, markup=False, emoji=False, width=max(width, out.width)).print(table)
 
 
 def show_warnings() -> None:

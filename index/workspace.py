@@ -255,6 +255,8 @@ class Workspace:
             ]
             grown = self.manifest.complete and not other_options
             remedy = f"; to encode only what is new: manifold add {self.root} IMAGES" if grown else ""
+            if grown and not self.manifest.count:
+                remedy = "; no image of it could be used, so delete the folder and encode again"
             raise MismatchError(
                 f"{self.root} was begun from another collection or with other options ({'; '.join(differences)}); "
                 f"choose another folder, or repeat the options of its manifest.json{remedy}"

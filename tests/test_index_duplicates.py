@@ -123,7 +123,7 @@ def test_progress_and_errors(root, tmp_path, rng):
     stages = [stage for stage, _, _ in told]
     assert stages == sorted(stages, reverse=True), "first project, then compare"
     assert told[-1][1] == told[-1][2]
-    with pytest.raises(InputError, match="must be a distance of at least 0, it is -1"):
+    with pytest.raises(InputError, match="must be a distance between 0 and 1e\\+100, it is -1"):
         find_duplicates(root, threshold=-1)
     bare = make_workspace(tmp_path / "bare", rng.standard_normal((10, 5))).root
     fit_workspace(bare)

@@ -395,3 +395,13 @@ def test_a_foreign_folders_temporary_files_are_left_alone(tmp_path):
     with pytest.raises(InputError, match="neither empty nor a workspace"):
         encode_images(tmp_path / "images", tmp_path / "ws", size=8)
     assert (tmp_path / "ws" / ".tmp-precious").exists()
+
+
+def test_a_collection_of_nothing_usable_that_grew_says_to_begin_anew(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.png").write_bytes(b"broken")
+    with pytest.raises(InputError):
+        encode_images(tmp_path / "images", tmp_path / "ws", size=8, max_rejects=1.0, workers=0)
+    write_images(tmp_path / "images", 3)
+    with pytest.raises(MismatchError, match="no image of it could be used, so delete the folder and encode again"):
+        encode_images(tmp_path / "images", tmp_path / "ws", size=8, max_rejects=1.0, workers=0)
