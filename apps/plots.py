@@ -61,9 +61,9 @@ def plot_spectrum(manifold: GaussianManifold, diagnostics: Diagnostics, path: Pa
     """
     pyplot = _pyplot()
     eigvals = manifold.eigvals.double().numpy()
-    # As many directions as rows vary in: the others are round-off.
-    positive = (eigvals > eigvals[0] * 1e-12) & (np.arange(len(eigvals)) < diagnostics.count - 1)
     ranks = np.arange(1, len(eigvals) + 1)
+    # As many directions as rows vary in: the others are round-off.
+    positive = (eigvals > eigvals[0] * 1e-12) & (ranks < diagnostics.count)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.9))
     left.loglog(ranks[positive], eigvals[positive], color=_BLUE, linewidth=1.8, label="eigenvalues")
     law = diagnostics.power_law

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from manifold.errors import InputError, MismatchError
+from manifold.files import is_utf8
 
 from .encode import encode_into, import_into, worker_count
 from .images import EmbeddingSource, ImageSource, open_collection
@@ -77,10 +78,8 @@ def add_images(
     """
     if not 0 <= max_rejects <= 1:
         raise InputError(f"max_rejects is a share from 0 to 1, got {max_rejects}")
-    try:
-        prefix.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"prefix must be text that can be stored as UTF-8, it is {prefix!r}") from error
+    if not is_utf8(prefix):
+        raise InputError(f"prefix must be text that can be stored as UTF-8, it is {prefix!r}")
     worker_count(workers)
     root = Path(workspace)
     Workspace.open(root).require_complete()

@@ -34,6 +34,7 @@ _BATCH_BYTES = 64 * 2**20
 _BLOCK, _TILE = 1024, 8192
 _MEASURED_AT_ONCE = 4096
 _LARGEST = 1e100
+"""Thresholds beyond have no square in float64."""
 _ROUNDING = 1e-4
 """Of float32 coordinates, as a share of the longest row: no pair is left out for it."""
 

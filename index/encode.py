@@ -222,7 +222,8 @@ def encode_into(
     """
     recipe = workspace.manifest.recipe
     inputs = len(source)
-    allowed = int(max_rejects * (share_of or inputs))
+    share_of = inputs if share_of is None else share_of
+    allowed = int(max_rejects * share_of)
     row = workspace.manifest.count
     start = done = workspace.manifest.next_input - offset
     earlier = sum(reject["input"] < offset for reject in writer.rejects)
@@ -258,7 +259,7 @@ def encode_into(
                 writer.reject({"input": number, "image_path": item.image_path, "key": item.key, "reason": item.reason})
         if len(writer.rejects) - earlier > allowed:
             writer.save_rejects()
-            raise _too_many(writer.rejects[earlier:], inputs, max_rejects, share_of or inputs, workspace)
+            raise _too_many(writer.rejects[earlier:], inputs, max_rejects, share_of, workspace)
         done += len(items)
         progress("encode", done, inputs)
     flush()

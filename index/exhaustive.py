@@ -60,8 +60,9 @@ def nearest_rows(
         squared = both - 2 * (centred @ deviations.T).double()
         off = PRODUCT_ROUNDING * both
         at_most = torch.cat([at_most, squared + off], 1).topk(k, largest=False).values
-        state, place = (squared - off <= at_most.amax(1, keepdim=True)).nonzero(as_tuple=True)
-        found.append((state, numbers[place], (squared - off)[state, place]))
+        least = squared - off
+        state, place = (least <= at_most.amax(1, keepdim=True)).nonzero(as_tuple=True)
+        found.append((state, numbers[place], least[state, place]))
     states, ids, at_least = (torch.cat(part) for part in zip(*found, strict=True))
     near = at_least <= at_most.amax(1)[states]
     states, ids = states[near], ids[near]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifold.errors import InputError
+from manifold.files import is_utf8
 
 from .latents import LatentStore
 
@@ -64,10 +65,8 @@ def _parse(text: str) -> Condition:
             f"a condition must be a column, a sign and a value, such as label=3, width>=512, caption~dog or "
             f"label in 1,2,3; {text!r} is not"
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"a condition must be UTF-8 text, {text!r} is not") from error
+    if not is_utf8(text):
+        raise InputError(f"a condition must be UTF-8 text, {text!r} is not")
     column, sign, value = found[1], found[2].strip(), found[3]
     values = tuple(part.strip() for part in value.split(",")) if sign == "in" else (value,)
     return Condition(column, sign, values)

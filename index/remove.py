@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from manifold.errors import FormatError, InputError, ManifoldWarning
-from manifold.files import atomic_path, sha256_file
+from manifold.files import atomic_path, is_utf8, sha256_file
 from manifold.gaussian import GaussianManifold
 from manifold.selection import FEWEST_ROWS
 
@@ -124,7 +124,7 @@ def _selected(workspace: Workspace, keys: Sequence[str]) -> tuple[np.ndarray, li
     import pyarrow.compute as pc
 
     asked = list(dict.fromkeys(keys))
-    possible = [key for key in asked if _is_utf8(key)]  # no row has another, and pyarrow takes none
+    possible = [key for key in asked if is_utf8(key)]  # no row has another, and pyarrow takes none
     column = workspace.latents.metadata(["key"]).column("key")
     gone = pc.is_in(column, pa.array(possible, pa.string())).to_numpy(zero_copy_only=False)
     if gone.all():
@@ -133,14 +133,6 @@ def _selected(workspace: Workspace, keys: Sequence[str]) -> tuple[np.ndarray, li
     found = {*pc.filter(column, pa.array(gone)).to_pylist(), *(reject["key"] for reject in rejects)}
     left = [reject for reject in rejects if reject["key"] not in set(asked)]
     return gone, left, tuple(key for key in asked if key not in found)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _require_enough(workspace: Workspace, left: int) -> None:
@@ -164,9 +156,8 @@ def _rewritten(workspace: Workspace, gone: np.ndarray, progress: Progress) -> tu
     if not any(losses):
         return shards
     first = next(place for place, loss in enumerate(losses) if loss)
-    root = workspace.root
     _require_undamaged([
-        (latents_file(root, shard.number), shard.latents_sha256)
+        (latents_file(workspace.root, shard.number), shard.latents_sha256)
         for shard, loss in zip(shards, losses, strict=True) if 0 < loss < shard.rows
     ])  # fmt: skip
     made = list(shards[:first])

@@ -24,6 +24,7 @@ from .errors import FormatError, InputError, StorageError
 __all__ = [
     "TEMPORARY_PREFIX",
     "atomic_path",
+    "is_utf8",
     "load_tensors",
     "read_json",
     "save_tensors",
@@ -72,6 +73,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be stored: names of files that are not UTF-8 come with half signs, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _flush(path: Path) -> None:

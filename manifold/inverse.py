@@ -175,9 +175,8 @@ class MeasuredDenoiser:
             return torch.zeros_like(residual)
         m = self.measurement.m
         system = torch.empty(m, m, dtype=torch.float64, device=residual.device)
-        reach = self._covariance.trace(
-            lambda v: _variance(v, a, s)
-        )  # of a value measured with weights of length 1, at most
+        # No value measured with weights of length 1 varies by more.
+        reach = self._covariance.trace(lambda v: _variance(v, a, s))
         largest = torch.empty(m, dtype=torch.float64, device=residual.device)
         for low in range(0, m, _BLOCK):
             rows = torch.zeros(min(_BLOCK, m - low), m, dtype=torch.float64, device=residual.device)

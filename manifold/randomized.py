@@ -17,7 +17,7 @@ from .eigen import descending_eigh, fix_sign
 from .errors import InputError, NonFiniteError
 from .rows import RowStore, as_rows, first_bad_row
 
-__all__ = ["Eigenpairs", "StreamedCovariance", "leading_eigenpairs"]
+__all__ = ["Eigenpairs", "StreamedCovariance", "finite_rows", "leading_eigenpairs"]
 
 _OVERSAMPLE = 32
 _MAX_PASSES = 8
@@ -104,6 +104,18 @@ def _grow(small: Tensor, column: list[Tensor]) -> Tensor:
     return grown
 
 
+def finite_rows(store: RowStore, size: int) -> Iterator[Tensor]:
+    """All rows in order, (m, d) with m <= `size`. Raises: NonFiniteError naming the row."""
+    start = 0
+    for batch in store.batches(size):
+        rows = as_rows(batch, store.d)
+        bad = first_bad_row(rows)
+        if bad is not None:
+            raise NonFiniteError(f"rows must be finite, row {start + bad} holds NaN or infinity; remove it")
+        yield rows
+        start += len(rows)
+
+
 class StreamedCovariance:
     """Covariance of the rows of a store as a product, in memory of the order of d; nothing of size d^2 is formed.
 
@@ -129,13 +141,7 @@ class StreamedCovariance:
         if len(store) < 2:
             raise InputError(f"a covariance needs at least 2 rows, there are {len(store)}; encode more images")
         total = torch.zeros(store.d, dtype=torch.float64, device=self.device)
-        start = 0
-        for batch in store.batches(self._rows):
-            rows = as_rows(batch, store.d)
-            bad = first_bad_row(rows)
-            if bad is not None:
-                raise NonFiniteError(f"rows must be finite, row {start + bad} holds NaN or infinity; remove it")
-            start += len(rows)
+        for rows in finite_rows(store, self._rows):
             total += rows.to(self.device).double().sum(0)
         self.mean = total / len(store)
         scatter = sum(float(rows.double().square().sum()) for rows in self._centred())

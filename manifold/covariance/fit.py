@@ -10,8 +10,8 @@ from torch import Tensor
 from manifold.eigen import descending_eigh, principal_directions
 from manifold.errors import InputError, NotFittedError
 from manifold.moments import Moments
-from manifold.randomized import StreamedCovariance, leading_eigenpairs
-from manifold.rows import RowStore, as_rows
+from manifold.randomized import StreamedCovariance, finite_rows, leading_eigenpairs
+from manifold.rows import RowStore
 
 from .full import FullCovariance
 from .lowrank import LowRankCovariance
@@ -100,14 +100,14 @@ def fit_lowrank(
 
     Cost: at most ten passes over the rows; memory of 8 d (rank + 32) values. Eigenvalues approach from below, to 1e-4
     of themselves or better (benchmarks/lowrank.py: the leading 64 of 256 at d = 65,536). Above d = 4096, rows of 2^26 values
-    in all, and at most d / 2, are read thrice and decomposed exactly, in O(n^2 d).
+    in all, and at most d / 2, are read once and decomposed exactly, in O(n^2 d).
     """
     if not 1 <= rank <= store.d:
         raise InputError(f"rank must lie between 1 and d = {store.d}, it is {rank}")
-    covariance = StreamedCovariance(store, device=device)
     if _few(len(store), store.d):
-        rows = [as_rows(batch, store.d).to(device) for batch in store.batches(len(store))]
+        rows = [part.to(device) for part in finite_rows(store, len(store))]
         return _of_few_rows(torch.cat(rows).double(), rank, shrinkage, dtype)
+    covariance = StreamedCovariance(store, device=device)
     k = min(rank, len(store) - 1)
     eigvals, eigvecs, _ = leading_eigenpairs(covariance, store.d, k, device=device)
     return _with_tail(covariance.mean, eigvals, eigvecs, covariance.total_variance, shrinkage, dtype, len(store))
@@ -115,7 +115,7 @@ def fit_lowrank(
 
 def _few(n: int, d: int) -> bool:
     """Whether rows are so few that their own products are quicker than those of their values."""
-    return d > _DENSE_LIMIT and 2 * n <= d and n * d <= _FEW_VALUES
+    return d > _DENSE_LIMIT and 1 < n <= d // 2 and n * d <= _FEW_VALUES
 
 
 def _of_few_rows(rows: Tensor, rank: int, intensity: float, dtype: torch.dtype) -> LowRankCovariance:
