@@ -14,8 +14,7 @@ SMALLEST_LEVEL, LARGEST_LEVEL = 1e-6, 1e6
 """Bounds of alpha and sigma, far outside what any schedule has, and such that float32 holds every square on the way."""
 
 Question = Literal["source", "target", "endpoint"]
-StrictNumber = Annotated[float, Field(strict=True)]
-Row1 = Annotated[list[StrictNumber], Field(fail_fast=True)]
+Row1 = Annotated[list[float], Field(fail_fast=True)]
 """Numbers in one dimension; reading stops at the first that is not a number."""
 Row2 = Annotated[list[Row1], Field(fail_fast=True)]
 Row3 = Annotated[list[Row2], Field(fail_fast=True)]
@@ -65,6 +64,7 @@ class LatentQuery(_Query):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,  # in JSON a number is a number; a form has only text
         json_schema_extra={"examples": [{"latent": [0.1, -0.2, 0.3], "question": "target", "alpha": 0.6, "sigma": 0.8,
                                          "k": 5}]},
     )  # fmt: skip

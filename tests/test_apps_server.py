@@ -577,6 +577,9 @@ def test_k_above_the_limit(small, states, root):
     [
         ({"k": 0}, ("k: ", "greater than or equal to 1")),
         ({"k": 2.5}, ("k: ", "integer")),
+        ({"k": True}, ("k: ", "integer")),
+        ({"k": "5"}, ("k: ", "integer")),
+        ({"sigma": "0.6"}, ("sigma: ", "number")),
         ({"sigma": -1}, ("sigma: ", "greater than or equal to 0")),
         ({"alpha": 0}, ("alpha: ", "greater than or equal to 0.000001")),
         ({"sigma": float("nan")}, ("sigma: ", "finite")),

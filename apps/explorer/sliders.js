@@ -68,7 +68,8 @@ class Board {
     input.value = place;
     input.setAttribute("aria-valuetext", text);
     value.textContent = text;
-    const [from, to] = [this.data.default, place].map((one) => one / (stops.length - 1)).sort((a, b) => a - b);
+    const origin = Math.max(stops.indexOf("0"), 0); // filled from zero, or from the left end where there is none
+    const [from, to] = [origin, place].map((one) => one / (stops.length - 1)).sort((a, b) => a - b);
     input.style.setProperty("--from", from);
     input.style.setProperty("--to", to);
   }
