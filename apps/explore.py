@@ -8,6 +8,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from index.workspace import Workspace
 from manifold.errors import InputError, ManifoldError, MissingExtraError
 
 __all__ = ["MAX_UPLOAD_MB", "explore", "server_arguments"]
@@ -67,11 +68,17 @@ def explore(
         recordings: files of recorded runs, for the page Trajectories.
         encoder: where the encoder of the folder to explore lies now, if it moved.
 
-    Raises: MissingExtraError if streamlit or plotly is not installed; InputError if the port is out of range or taken.
+    Raises: MissingExtraError if streamlit or plotly is not installed; InputError if the port is out of range or taken, or a
+        workspace or recording is not there; FormatError for a damaged manifest. Other faults are told on the pages.
     """
     if find_spec("streamlit") is None or find_spec("plotly") is None:
         raise MissingExtraError("the explorer needs streamlit and plotly; run: pip install 'latent-manifold[explorer]'")
     _require_free(port)
+    for folder in workspaces:
+        Workspace.open(folder)
+    for path in recordings:
+        if not Path(path).is_file():
+            raise InputError(f"there is no recording {path}; check the path given to --recording")
     import sys
 
     from streamlit.web.cli import main
@@ -83,7 +90,7 @@ def explore(
 
 
 def _open_ahead(workspace: str, encoder: str | None = None) -> None:
-    """Open what the first page shows before the first reader comes; a fault is told on the page, to be put right there."""
+    """Open what the first page shows before the first reader comes; its faults are told there, to be put right there."""
     from streamlit.logger import set_log_level
 
     set_log_level("ERROR")  # outside a page Streamlit warns at every cached function, with reason and without effect

@@ -551,3 +551,15 @@ def test_ports_that_cannot_be_used(tmp_path):
         taken.listen()
         with pytest.raises(InputError, match="is taken"):
             explore([tmp_path], port=taken.getsockname()[1])
+
+
+def test_what_is_not_there_is_said_before_a_server_starts(workspace, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(InputError, match="nowhere is not a folder"):
+        explore([tmp_path / "nowhere"], port=port)
+    with pytest.raises(InputError, match="not a workspace"):
+        explore([workspace, tmp_path], port=port)
+    with pytest.raises(InputError, match=r"no recording .*run\.safetensors"):
+        explore([workspace], port=port, recordings=[tmp_path / "run.safetensors"])
