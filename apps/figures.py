@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import tempfile
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +14,15 @@ import numpy as np
 from torch import Tensor
 
 from manifold.bootstrap import Interval
-
-from .plots import _AMBER as AMBER
-from .plots import _BLUE as BLUE
-from .plots import _FAINT as FAINT
-from .plots import _INK as INK
-from .plots import _pyplot, _save
+from manifold.files import atomic_path
 
 __all__ = [
     "AMBER", "BLUE", "COLOURS", "FAINT", "GREEN", "GREY", "INK", "NOISE", "PURPLE", "RED", "Words", "band", "cycled",
-    "falling", "finish", "heading", "legend", "noise_axis", "noise_name", "one_panel",
-    "plain_log", "two_panels",
+    "draw_to_files", "falling", "finish", "heading", "legend", "noise_axis", "noise_name", "one_panel", "plain_log",
+    "save_figure", "two_panels",
 ]  # fmt: skip
 
+INK, FAINT, BLUE, AMBER = "#1c1e22", "#6e727a", "#2456a6", "#c4731b"
 GREEN, PURPLE, RED, GREY = "#2f7d5b", "#7a4fa3", "#b03a48", "#a4a8af"
 COLOURS = (BLUE, AMBER, GREEN, PURPLE, RED, "#3a8fa8")
 NOISE = "noise level σ / α (latent units), falling during generation"
@@ -38,9 +37,37 @@ class Words:
     caption: str
 
 
+def draw_to_files() -> Any:
+    """Pyplot, drawing to files, quiet, also where the home folder cannot be written."""
+    if "MPLCONFIGDIR" not in os.environ and not os.access(Path.home(), os.W_OK):
+        os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update(
+        {
+            "figure.dpi": 150,
+            "font.size": 10,
+            "text.color": INK,
+            "axes.edgecolor": "#c8cbd0",
+            "axes.labelcolor": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "xtick.color": FAINT,
+            "ytick.color": FAINT,
+            "axes.grid": True,
+            "grid.color": "#eceef1",
+        }
+    )
+    return pyplot
+
+
 def one_panel() -> tuple[Any, Any, Any]:
     """Pyplot, a figure and its one axis."""
-    pyplot = _pyplot()
+    pyplot = draw_to_files()
     figure, axis = pyplot.subplots(figsize=(8.6, 4.9))
     figure.subplots_adjust(left=0.095, right=0.98, top=0.84, bottom=0.2)
     return pyplot, figure, axis
@@ -48,7 +75,7 @@ def one_panel() -> tuple[Any, Any, Any]:
 
 def two_panels() -> tuple[Any, Any, Any]:
     """Pyplot, a figure, and its axes left and right."""
-    pyplot = _pyplot()
+    pyplot = draw_to_files()
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.9))
     figure.subplots_adjust(left=0.07, right=0.985, top=0.84, bottom=0.2, wspace=0.2)
     return pyplot, figure, axes
@@ -74,8 +101,15 @@ def finish(pyplot: Any, figure: Any, path: Path, words: Words, bare: bool = Fals
         figure.text(0.02, 0.905, words.facts, color=FAINT, fontsize=10)
         wrapped = textwrap.fill(words.caption, int(14.2 * width))
         figure.text(0.02, 0.012, wrapped, color=FAINT, fontsize=9, va="bottom", linespacing=1.3)
-    _save(pyplot, figure, path)
+    save_figure(pyplot, figure, path)
     return words
+
+
+def save_figure(pyplot: Any, figure: Any, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+    pyplot.close(figure)
 
 
 def heading(what: str, name: str) -> str:

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from manifold.diagnostics import Diagnostics
 from manifold.errors import InputError
-from manifold.files import atomic_path
 from manifold.gaussian import GaussianManifold
+
+from .figures import AMBER, BLUE, FAINT, Words, draw_to_files, finish, save_figure, two_panels
 
 if TYPE_CHECKING:
     from index.encoders import Encoder
 
 __all__ = ["plot_eigenimages", "plot_spectrum"]
-
-_INK, _FAINT, _BLUE, _AMBER = "#1c1e22", "#6e727a", "#2456a6", "#c4731b"
-
-
-def _pyplot() -> Any:
-    """Matplotlib drawing to files, quiet, also where the home folder cannot be written."""
-    if "MPLCONFIGDIR" not in os.environ and not os.access(Path.home(), os.W_OK):
-        os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    pyplot.rcParams.update(
-        {
-            "figure.dpi": 150,
-            "font.size": 10,
-            "text.color": _INK,
-            "axes.edgecolor": "#c8cbd0",
-            "axes.labelcolor": _INK,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "xtick.color": _FAINT,
-            "ytick.color": _FAINT,
-            "axes.grid": True,
-            "grid.color": "#eceef1",
-        }
-    )
-    return pyplot
 
 
 def plot_spectrum(manifold: GaussianManifold, diagnostics: Diagnostics, path: Path, name: str = "") -> None:
@@ -59,13 +27,12 @@ def plot_spectrum(manifold: GaussianManifold, diagnostics: Diagnostics, path: Pa
         manifold: whose eigenvalues are drawn. diagnostics: of the same manifold. path: the file to write.
         name: of the collection, for the heading.
     """
-    pyplot = _pyplot()
+    pyplot, figure, (left, right) = two_panels()
     eigvals = manifold.eigvals.double().numpy()
     ranks = np.arange(1, len(eigvals) + 1)
     # As many directions as rows vary in: the others are round-off.
     positive = (eigvals > eigvals[0] * 1e-12) & (ranks < diagnostics.count)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.9))
-    left.loglog(ranks[positive], eigvals[positive], color=_BLUE, linewidth=1.8, label="eigenvalues")
+    left.loglog(ranks[positive], eigvals[positive], color=BLUE, linewidth=1.8, label="eigenvalues")
     law = diagnostics.power_law
     if law is not None:
         span = np.array([law.first, law.last])
@@ -73,34 +40,28 @@ def plot_spectrum(manifold: GaussianManifold, diagnostics: Diagnostics, path: Pa
         centre = np.exp(np.log(ranks[law.first - 1 : law.last]).mean())
         line = middle * (span / centre) ** -law.exponent
         label = f"rank$^{{-{law.exponent:.2f}}}$, ranks {law.first} to {law.last}"
-        left.loglog(span, line, color=_AMBER, linestyle="--", linewidth=1.6, label=label)
+        left.loglog(span, line, color=AMBER, linestyle="--", linewidth=1.6, label=label)
     left.set_xlabel("rank of the direction")
     left.set_ylabel("variance (latent units squared)")
     left.legend(frameon=False, loc="lower left")
     cumulative = diagnostics.cumulative.numpy()
-    right.semilogx(ranks, 100 * cumulative, color=_BLUE, linewidth=1.8)
+    right.semilogx(ranks, 100 * cumulative, color=BLUE, linewidth=1.8)
     for needed in diagnostics.components:
         if needed is not None:
             dot = (needed, 100 * cumulative[needed - 1])
-            right.plot(*dot, "o", color=_AMBER, markersize=5)
+            right.plot(*dot, "o", color=AMBER, markersize=5)
             right.annotate(f"{needed:,}", dot, xytext=(-7, 3), textcoords="offset points", ha="right")
     right.set_xlabel("number of leading directions")
     right.set_ylabel("variance explained (%)")
     right.set_ylim(0, 104)
-    heading = f"Spectrum of {name}" if name else "Spectrum"
-    figure.suptitle(heading, x=0.02, y=0.985, ha="left", fontsize=14, fontweight="bold")
-    facts = (
+    words = Words(
+        f"Spectrum of {name}" if name else "Spectrum",
         f"n = {diagnostics.count:,} latents, d = {diagnostics.d:,} values each, total variance {diagnostics.trace:,.4g}, "
-        f"participation ratio {diagnostics.participation_ratio:.3g}"
-    )
-    figure.text(0.02, 0.905, facts, color=_FAINT, fontsize=10)
-    caption = (
+        f"participation ratio {diagnostics.participation_ratio:.3g}",
         "How to read it: the steeper the fall on the left, the fewer directions hold most of the variance; "
-        "the dots on the right count them for 50, 80, 90, 95 and 99 %."
+        "the dots on the right count them for 50, 80, 90, 95 and 99 %.",
     )
-    figure.text(0.02, 0.025, caption, color=_FAINT, fontsize=9)
-    figure.subplots_adjust(left=0.07, right=0.985, top=0.84, bottom=0.185, wspace=0.2)
-    _save(pyplot, figure, path)
+    finish(pyplot, figure, path, words)
 
 
 def plot_eigenimages(manifold: GaussianManifold, encoder: Encoder, path: Path, *, rows: int = 6) -> None:
@@ -114,7 +75,7 @@ def plot_eigenimages(manifold: GaussianManifold, encoder: Encoder, path: Path, *
     """
     if manifold.shape is None:
         raise InputError("eigen-images need the latent's shape (C, H, W), this manifold has none; fit a workspace")
-    pyplot = _pyplot()
+    pyplot = draw_to_files()
     steps = (-3, -2, -1, 0, 1, 2, 3)
     rows = min(rows, manifold.k)
     deviations = manifold.eigvals[:rows].sqrt()
@@ -132,7 +93,7 @@ def plot_eigenimages(manifold: GaussianManifold, encoder: Encoder, path: Path, *
             for spine in axis.spines.values():
                 spine.set_visible(False)
             if row == 0:
-                axis.set_title("mean" if step == 0 else f"{step:+d} sd", fontsize=10, color=_FAINT)
+                axis.set_title("mean" if step == 0 else f"{step:+d} sd", fontsize=10, color=FAINT)
         share = float(manifold.eigvals[row]) / manifold.total_variance
         label = f"direction {row + 1}\n{share:.1%} of variance"
         axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8, fontsize=9)
@@ -143,12 +104,6 @@ def plot_eigenimages(manifold: GaussianManifold, encoder: Encoder, path: Path, *
     caption = (
         "How to read it: each row moves the mean along one eigenvector, in steps of its own standard deviation (sd)."
     )
-    figure.text(0.02, 0.16 / height, caption, color=_FAINT, fontsize=9)
+    figure.text(0.02, 0.16 / height, caption, color=FAINT, fontsize=9)
     figure.subplots_adjust(left=0.17, right=0.985, top=1 - 0.75 / height, bottom=0.5 / height, wspace=0.06, hspace=0.06)
-    _save(pyplot, figure, path)
-
-
-def _save(pyplot: Any, figure: Any, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
-    pyplot.close(figure)
+    save_figure(pyplot, figure, path)

@@ -11,8 +11,19 @@ from torch import Tensor
 from index.encoders import Encoder
 from manifold.gaussian import GaussianManifold
 
-from .figures import AMBER, BLUE, FAINT, GREY, Words, finish, legend, plain_log, two_panels
-from .plots import _pyplot, _save
+from .figures import (
+    AMBER,
+    BLUE,
+    FAINT,
+    GREY,
+    Words,
+    draw_to_files,
+    finish,
+    legend,
+    plain_log,
+    save_figure,
+    two_panels,
+)  # fmt: skip
 from .report_measure import Targets
 
 __all__ = ["plot_sample_spectrum", "plot_targets", "sample_variances"]
@@ -75,7 +86,7 @@ def plot_targets(targets: Targets, encoder: Encoder, path: Path) -> None:
     Arguments
         targets: of a few trajectories. encoder: decodes them. path: the file to write.
     """
-    pyplot = _pyplot()
+    pyplot = draw_to_files()
     columns = [torch.stack([one, two], 1) for one, two in zip(targets.network, targets.theory, strict=True)]
     columns.append(torch.stack([targets.sample, targets.theory_sample], 1))
     titles = [*(f"σ / α = {float(one):.3g}" for one in targets.noise), "end"]
@@ -100,4 +111,4 @@ def plot_targets(targets: Targets, encoder: Encoder, path: Path) -> None:
                     axis.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6, color=colour)
                 if number == row == 0:
                     axis.set_title(title, fontsize=10, color=FAINT)
-    _save(pyplot, figure, path)
+    save_figure(pyplot, figure, path)

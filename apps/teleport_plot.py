@@ -6,12 +6,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from .plots import _FAINT, _INK, _pyplot, _save
+from .figures import AMBER, BLUE, FAINT, GREEN, GREY, INK, draw_to_files, save_figure
 from .teleport_scores import Run, TeleportBench
 
 __all__ = ["plot_teleport"]
 
-_COLOURS = {"ddim": "#2456a6", "dpm": "#c4731b", "unipc": "#2f7d5b"}
+_COLOURS = {"ddim": BLUE, "dpm": AMBER, "unipc": GREEN}
 _NAMES = {"ddim": "DDIM", "dpm": "DPM-Solver++", "unipc": "UniPC"}
 _STYLES = {"all": ("--", "started late"), "class": ("-.", "late, by class")}
 _CAPTION = (
@@ -30,7 +30,7 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
     Arguments
         found: of `bench_teleport`. path: the file to write.
     """
-    pyplot = _pyplot()
+    pyplot = draw_to_files()
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.6))
     by = found.yardsticks
     for row, value in enumerate(("error", "seeds")):
@@ -40,7 +40,7 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
             _by_start(right, found, sampler, value)
         for axis in (left, right):
             if value == "error":
-                axis.axhspan(0, by["reference_error"], color="#a4a8af", alpha=0.35, linewidth=0)
+                axis.axhspan(0, by["reference_error"], color=GREY, alpha=0.35, linewidth=0)
                 axis.set_yscale("log")
                 _plain_ticks(axis.yaxis)
                 drawn = [float(y) for line in axis.lines for y in line.get_ydata() if y > 0]
@@ -49,7 +49,7 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
                 axis.set_ylabel("RMS error (deviations of the samples)")
             else:
                 spread, middle = by["seeds_chance_sd"], by["seeds_reference"]
-                axis.axhspan(middle - spread, middle + spread, color="#a4a8af", alpha=0.35, linewidth=0)
+                axis.axhspan(middle - spread, middle + spread, color=GREY, alpha=0.35, linewidth=0)
                 axis.set_ylabel("Fréchet distance to other seeds")
         left.set_xlabel("network evaluations")
         left.set_xticks(sorted(set(found.facts["evaluations"])))
@@ -65,16 +65,16 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
         )  # fmt: skip
     facts = found.facts
     figure.suptitle(
-        f"Teleportation: {facts['model']}", x=0.02, y=0.99, ha="left", fontsize=14, fontweight="bold", color=_INK
+        f"Teleportation: {facts['model']}", x=0.02, y=0.99, ha="left", fontsize=14, fontweight="bold", color=INK
     )
     line = (
         f"{facts['seeds']} seeds, guidance {facts['guidance_scale']:g}, reference DDIM in {facts['reference_steps']} steps; "
         f"another seed's image is at error {by['other_seed_error']:.3g}"
     )
-    figure.text(0.02, 0.94, line, color=_FAINT, fontsize=10)
-    figure.text(0.02, 0.01, textwrap.fill(_CAPTION, 156), color=_FAINT, fontsize=9, va="bottom", linespacing=1.3)
+    figure.text(0.02, 0.94, line, color=FAINT, fontsize=10)
+    figure.text(0.02, 0.01, textwrap.fill(_CAPTION, 156), color=FAINT, fontsize=9, va="bottom", linespacing=1.3)
     figure.subplots_adjust(left=0.085, right=0.985, top=0.835, bottom=0.12, wspace=0.22, hspace=0.27)
-    _save(pyplot, figure, path)
+    save_figure(pyplot, figure, path)
 
 
 def _plain_ticks(axis: Any) -> None:
