@@ -14,16 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .exhaustive import numbered_batches
+from .exhaustive import PRODUCT_ROUNDING, STATES_TOGETHER, numbered_batches
 from .latents import LatentStore
 
 __all__ = ["posterior"]
 
-_SPARE = 32
-"""Rows beyond k whose distances are taken again in float64: float32 orders neighbours this close only roughly."""
 _STATES, _ROWS = 32, 256
 """Of one matrix product, whose rows stay in the processor's cache. States are filled up to as many, so that a state's numbers
 do not depend on how many come with it."""
+_EXACT_BYTES = 32 * 2**20
+_NEGLIGIBLE = 40.0
+"""Nats below the most probable row at which any number of rows hold nothing: 1e8 of them less than 1e-9."""
+_TOLERATED = 0.01
+"""Nats that a logarithm of a probability may be off by; the products themselves are some hundred times better."""
 
 
 def posterior(
@@ -47,46 +50,82 @@ def posterior(
     Returns: ids (m, k) int64 by falling probability, then rising id; probabilities (m, k) float64, which sum to 1 over all
         rows of the collection, not over the k; with `rows`, over those: they are conditional on its being one of them.
 
-    Cost: one pass over the latents, n d multiply-adds for each state, as many for one as for 32; with many states little more
-    than a matrix product of all states with all latents takes. Distances are float32 products about the mean; those of the
-    k + 32 nearest rows are taken again in float64.
+    Cost: one pass over the latents for every 1,024 states, n d multiply-adds for each state, as many for one as for 32; with
+    many states little more than a matrix product of all states with all latents takes. At most 0.5 GiB.
+
+    Distances are float32 products about the mean. They are taken again in float64 where their rounding might decide which
+    rows are the k nearest, or might change the probability of a row that has any by more than 1 %.
     """
-    if not len(x_t):
-        return np.empty((0, k), dtype=np.int64), np.empty((0, k))
-    kept = min(k + _SPARE, len(store) if rows is None else len(rows))
-    a, width = torch.from_numpy(alpha), torch.from_numpy(2 * sigma**2)
-    centred = x_t - a[:, None].float() * mean
-    lengths = torch.stack([one.double().square().sum() for one in centred])
-    blocks = torch.nn.functional.pad(centred, (0, 0, 0, -len(x_t) % _STATES)).split(_STATES)
-    best = torch.full((len(x_t), kept), torch.inf, dtype=torch.float64)
-    best_ids = torch.full((len(x_t), kept), -1, dtype=torch.int64)
-    log_mass = torch.full((len(x_t),), -torch.inf, dtype=torch.float64)
-    for numbers, batch in numbered_batches(store, rows):
-        products, squares = _products(blocks, batch, mean)
-        squared = products[: len(x_t)].double().mul_(-2 * a[:, None])
-        squared.addcmul_((a**2)[:, None], squares).add_(lengths[:, None]).clamp_min_(0)
-        near, chosen = squared.topk(min(kept, len(batch)), largest=False)
-        best, places = torch.cat([best, near], 1).topk(kept, largest=False)
-        best_ids = torch.cat([best_ids, numbers[chosen]], 1).gather(1, places)
-        log_mass = torch.logaddexp(log_mass, squared.div_(-width[:, None]).logsumexp(1))
     ids = np.empty((len(x_t), k), dtype=np.int64)
     probabilities = np.empty((len(x_t), k))
-    for row in range(len(x_t)):
-        exact = _exact_squared(store, best_ids[row].numpy(), x_t[row], float(a[row]))
-        # The roughly known rows leave the sum and come back with their exact distances.
-        rough = torch.logsumexp(-best[row] / width[row], 0)
-        others = _log_difference(log_mass[row], rough)
-        logits = torch.from_numpy(-exact) / width[row]
-        total = torch.logaddexp(others, torch.logsumexp(logits, 0))
-        order = np.lexsort((best_ids[row].numpy(), exact))[:k]
-        ids[row] = best_ids[row].numpy()[order]
-        probabilities[row] = (logits - total).exp().numpy()[order]
+    for low in range(0, len(x_t), STATES_TOGETHER):
+        part = slice(low, low + STATES_TOGETHER)
+        ids[part], probabilities[part] = _posterior(store, mean, x_t[part], alpha[part], sigma[part], k, rows)
     return ids, probabilities
+
+
+def _posterior(
+    store: LatentStore,
+    mean: Tensor,
+    x_t: Tensor,
+    alpha: np.ndarray,
+    sigma: np.ndarray,
+    k: int,
+    rows: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    a, width = torch.from_numpy(alpha)[:, None], torch.from_numpy(2 * sigma**2)[:, None]
+    centred = (x_t.double() - a * mean.double()).float()
+    lengths = torch.stack([one.double().square().sum() for one in centred])[:, None]
+    blocks = torch.nn.functional.pad(centred, (0, 0, 0, -len(x_t) % _STATES)).split(_STATES)
+    least = torch.full((len(x_t), k), torch.inf, dtype=torch.float64)  # upper bounds of the k least squared distances
+    others = torch.full((len(x_t),), -torch.inf, dtype=torch.float64)  # log of what the rows that stay rough hold
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for numbers, batch in numbered_batches(store, rows):
+        products, squares = _products(blocks, batch, mean)
+        squared = products[: len(x_t)].double().mul_(-2 * a)
+        squared.addcmul_(a**2, squares).add_(lengths).clamp_min_(0)
+        # The length of the state is the same for all rows, and its rounding moves none of them past another.
+        off = (2 * a * lengths.sqrt() * squares.sqrt()).addcmul_(a**2, squares).mul_(PRODUCT_ROUNDING)
+        least = torch.cat([least, squared + off], 1).topk(k, largest=False).values
+        near = _in_question(squared, off, least, width)
+        state, place = near.nonzero(as_tuple=True)
+        found.append((state, numbers[place], squared[state, place], off[state, place]))
+        others = torch.logaddexp(others, (squared.masked_fill_(near, torch.inf) / -width).logsumexp(1))
+    states, ids, squared, off = (torch.cat(part) for part in zip(*found, strict=True))
+    order = states.argsort(stable=True)  # numbers rise within each batch, and from one to the next
+    counts = states.bincount(minlength=len(x_t)).tolist()
+    found_of = zip(ids[order].split(counts), squared[order].split(counts), off[order].split(counts), strict=True)
+    best = np.empty((len(x_t), k), dtype=np.int64)
+    probabilities = np.empty((len(x_t), k))
+    for row, (numbers, rough, error) in enumerate(found_of):
+        near = _in_question(rough, error, least[row], width[row])
+        left = torch.logaddexp(others[row], (rough[~near] / -width[row]).logsumexp(0))
+        chosen = numbers[near].numpy()
+        exact = _exact_squared(store, chosen, x_t[row], float(alpha[row]))
+        logits = torch.from_numpy(exact) / -width[row]
+        total = torch.logaddexp(left, logits.logsumexp(0))
+        nearest = np.argsort(exact, kind="stable")[:k]
+        best[row] = chosen[nearest]
+        probabilities[row] = (logits - total).exp().numpy()[nearest]
+    return best, probabilities
+
+
+def _in_question(squared: Tensor, off: Tensor, least: Tensor, width: Tensor) -> Tensor:
+    """Which rows need their exact distance.
+
+    Arguments
+        squared, off: (..., rows) rough squared distances, and how far each may be off.
+        least: (..., k) upper bounds of the k least. width: (..., 1) 2 sigma^2.
+    """
+    lowest = squared - off
+    ranked = lowest <= least.amax(-1, keepdim=True)
+    weighty = lowest <= least.amin(-1, keepdim=True) + _NEGLIGIBLE * width
+    return ranked | (weighty & (off > _TOLERATED * width))
 
 
 def _products(blocks: Sequence[Tensor], batch: np.ndarray, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Products (states, rows) of centred states with the rows of a batch about the mean, and the rows' squares (rows,)."""
-    products = torch.empty(_STATES * len(blocks), len(batch))
+    products = torch.empty(_STATES * len(blocks), len(batch), dtype=torch.float32)
     squares = torch.empty(len(batch), dtype=torch.float64)
     for low in range(0, len(batch), _ROWS):
         part = slice(low, min(low + _ROWS, len(batch)))
@@ -98,11 +137,10 @@ def _products(blocks: Sequence[Tensor], batch: np.ndarray, mean: Tensor) -> tupl
 
 
 def _exact_squared(store: LatentStore, ids: np.ndarray, x_t: Tensor, alpha: float) -> np.ndarray:
-    difference = x_t.double().numpy() - alpha * store.read(ids).astype(np.float64)
-    return np.square(difference).sum(axis=1)
-
-
-def _log_difference(larger: Tensor, smaller: Tensor) -> Tensor:
-    """log(exp(larger) - exp(smaller)), minus infinity where round-off makes them equal."""
-    ratio = (smaller - larger).clamp_max(0).exp()
-    return larger + torch.log1p(-ratio)
+    """|x_t - alpha x_i|^2 of some rows, (len(ids),) float64, each by itself."""
+    state, exact = x_t.double().numpy(), np.empty(len(ids))
+    size = max(1, _EXACT_BYTES // (8 * store.d))
+    for low in range(0, len(ids), size):
+        away = state - alpha * store.read(ids[low : low + size]).astype(np.float64)
+        exact[low : low + size] = np.square(away, out=away).sum(axis=1)
+    return exact

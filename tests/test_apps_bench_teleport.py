@@ -379,8 +379,8 @@ def test_nothing_free_is_said(bench):
 
 def test_picture(bench, tmp_path, monkeypatch):
     kept = []
-    save = teleport_plot._save
-    monkeypatch.setattr(teleport_plot, "_save", lambda *a: (a[1].canvas.draw(), kept.append(a[1]), save(*a)))
+    save = teleport_plot.save_figure
+    monkeypatch.setattr(teleport_plot, "save_figure", lambda *a: (a[1].canvas.draw(), kept.append(a[1]), save(*a)))
     teleport_plot.plot_teleport(bench, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.format == "PNG"

@@ -55,14 +55,14 @@ def searcher(tmp_path, gaussian):
 def drawn(monkeypatch):
     """The figures as they were when written, with their texts laid out."""
     kept = []
-    save = figures._save
+    save = figures.save_figure
 
     def saved(pyplot, figure, path):
         figure.canvas.draw()
         kept.append(figure)
         save(pyplot, figure, path)
 
-    monkeypatch.setattr(figures, "_save", saved)
+    monkeypatch.setattr(figures, "save_figure", saved)
     return kept
 
 

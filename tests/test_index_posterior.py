@@ -1,0 +1,73 @@
+"""The posterior over a collection beside Bayes' rule in float64 over every row, where float32 products cannot tell rows apart."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from index.posterior import posterior
+from manifold.rows import ArrayRows
+
+
+class Rows(ArrayRows):
+    """An array as a store that also reads single rows."""
+
+    def read(self, numbers):
+        return self._array[numbers]
+
+
+def by_bayes(x, x_t, sigma, k):
+    """Ids and probabilities by a sum over all rows in float64, ties by row number."""
+    squared = np.square(x_t.double().numpy()[:, None] - x.astype(np.float64)[None]).sum(2)
+    shares = softmax(-squared / (2 * sigma[:, None] ** 2), axis=1)
+    ids = np.argsort(squared, axis=1, kind="stable")[:, :k]
+    return ids, np.take_along_axis(shares, ids, axis=1)
+
+
+def asked(x, x_t, sigma, k, alpha=1.0):
+    return posterior(Rows(x), torch.from_numpy(x.astype(np.float64).mean(0)).float(), x_t,
+                     np.full(len(x_t), alpha), sigma, k)  # fmt: skip
+
+
+@pytest.mark.parametrize("sigma", [0.003, 0.01, 0.1, 1.0, 10.0, 300.0])
+def test_more_equal_rows_than_are_asked_for(sigma):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 768)).astype(np.float16)
+    x[100:300] = x[100]
+    x_t = torch.from_numpy((x[100] + 0.01 * rng.standard_normal((3, 768))).astype(np.float32))
+    levels = np.full(3, sigma)
+    ids, probabilities = asked(x, x_t, levels, 10)
+    wanted_ids, wanted = by_bayes(x, x_t, levels, 10)
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_allclose(probabilities, wanted, rtol=1e-3)
+    every_id, every = asked(x, x_t, levels, 300)
+    np.testing.assert_array_equal(every_id[:, :10], ids)
+    np.testing.assert_allclose(every[:, :10], probabilities, rtol=1e-3)
+
+
+@pytest.mark.parametrize("offset", [0.0, 500.0])
+def test_rows_that_nearly_coincide_under_noise_of_any_size(offset):
+    """A cloud so dense that its rows differ by a few units in the last place of float16."""
+    rng = np.random.default_rng(1)
+    x = (offset + rng.standard_normal(256) + 1e-3 * rng.standard_normal((500, 256))).astype(np.float16)
+    sigma = np.geomspace(1e-3, 1e4, 15)
+    x_t = torch.from_numpy((x[:15] + sigma[:, None] * rng.standard_normal((15, 256))).astype(np.float32))
+    ids, probabilities = asked(x, x_t, sigma, 20)
+    wanted_ids, wanted = by_bayes(x, x_t, sigma, 20)
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_allclose(probabilities, wanted, rtol=1e-3, atol=1e-12)
+
+
+def test_neither_how_many_states_come_nor_where_they_are_cut_changes_a_bit():
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((900, 64)).astype(np.float16)
+    x_t = torch.from_numpy(rng.standard_normal((1500, 64)).astype(np.float32))
+    sigma = np.geomspace(0.05, 50, 1500)
+    ids, probabilities = asked(x, x_t, sigma, 5)
+    wanted_ids, wanted = by_bayes(x, x_t, sigma, 5)
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_allclose(probabilities, wanted, rtol=1e-3)
+    for part in (slice(0, 1), slice(700, 1400), slice(1499, 1500)):
+        some, shares = asked(x, x_t[part], sigma[part], 5)
+        np.testing.assert_array_equal(some, ids[part])
+        np.testing.assert_array_equal(shares, probabilities[part])
