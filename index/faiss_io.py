@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from manifold.errors import FormatError
+from manifold.files import write_errors_of
 
 from .costs import Kind
 
@@ -257,8 +258,9 @@ def empty_file(index: Any, count: int) -> bytes:
 
 
 def write_index(index: Any, path: Path) -> None:
-    """Write an index to `path`, which is not renamed or flushed here; see `manifold.files.atomic_path`."""
-    faiss.write_index(index, str(path))
+    """Write an index to `path`, which is not renamed or flushed here; see `manifold.files.atomic_path`. Raises: OSError."""
+    with write_errors_of(RuntimeError):
+        faiss.write_index(index, str(path))
 
 
 def read_index(path: Path) -> Any:

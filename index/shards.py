@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ShardWriter", "read_rejects", "remove_uncommitted", "shorter_rejects_path", "write_rejects"]
 
-_SHARD_FILE = re.compile(
-    rf"latents/({re.escape(TEMPORARY_PREFIX)})?latents_\d{{5,}}\.npy"
-    rf"|metadata/({re.escape(TEMPORARY_PREFIX)})?metadata_\d{{5,}}\.parquet"
-)
+_HALF = rf"({re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{8}}-)?"
+_SHARD_FILE = re.compile(rf"latents/{_HALF}latents_\d{{5,}}\.npy|metadata/{_HALF}metadata_\d{{5,}}\.parquet")
 """What shards are called below the root, finished or half-written."""
 
 

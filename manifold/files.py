@@ -1,7 +1,8 @@
 """Files that exist whole or not at all.
 
-A write goes to a temporary name in the same folder, is flushed to the disk, and is renamed into place; the folder is
-flushed after the rename. A killed process leaves at most a file whose name starts with `.tmp-`, which no reader looks at.
+A write goes to a temporary name in the same folder, its own even where several processes write one file, is flushed to the
+disk, and is renamed into place; the folder is flushed after the rename. A killed process leaves at most a file whose name
+starts with `.tmp-`, which no reader looks at.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +33,7 @@ __all__ = [
     "save_tensors",
     "sha256_file",
     "storage_errors",
+    "write_errors_of",
     "write_json",
 ]
 
@@ -63,7 +67,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     if not path.name:
         raise InputError(f"{str(path)!r} names no file to write; give a name")
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
     with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +77,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_errors_of(library: type[Exception]) -> Iterator[None]:
+    """Turn what a library raises instead of an OSError, when a write of its own fails, into one."""
+    try:
+        yield
+    except library as error:
+        named = re.search(r"os error (\d+)", str(error))
+        by_text = (
+            code for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS) if os.strerror(code) in str(error)
+        )
+        raise OSError(int(named[1]) if named else next(by_text, errno.EIO), str(error)) from error
 
 
 def is_utf8(text: str) -> bool:
@@ -130,7 +147,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     with atomic_path(path) as temporary:
         temporary.touch()
         usual = temporary.stat().st_mode
-        save_file(stored, temporary, metadata={"manifold": json.dumps(dict(metadata), sort_keys=True)})
+        with write_errors_of(SafetensorError):
+            save_file(stored, temporary, metadata={"manifold": json.dumps(dict(metadata), sort_keys=True)})
         temporary.chmod(usual)  # safetensors leaves a file that only its owner can read
 
 
@@ -145,5 +163,5 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["manifold"])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as error:
         raise FormatError(f"{path} is damaged or was not written by this project ({error}); make it again") from error

@@ -1,4 +1,4 @@
-"""The posterior over a collection beside Bayes' rule in float64 over every row, where float32 products cannot tell rows apart."""
+"""The posterior over a collection beside Bayes' rule in float64, where float32 products cannot tell rows apart."""
 
 import numpy as np
 import pytest

@@ -288,7 +288,10 @@ def test_what_others_leave_beside_the_shards_stays_and_finishes_nothing(root, tm
 
 def test_shards_that_the_manifest_does_not_name_are_cleared_up(root):
     opened = Workspace.open(root)
-    names = ["latents_00099.npy", ".tmp-latents_123456.npy"], ["metadata_00099.parquet", ".tmp-metadata_00099.parquet"]
+    names = (
+        ["latents_00099.npy", ".tmp-0123abcd-latents_123456.npy"],
+        ["metadata_00099.parquet", ".tmp-0123abcd-metadata_00099.parquet"],
+    )
     ours = [root / folder / name for folder, some in zip(("latents", "metadata"), names, strict=True) for name in some]
     for path in ours:
         path.write_bytes(b"half")
