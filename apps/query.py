@@ -113,7 +113,7 @@ def search_workspace(
         flat = _encode(Path(query), searcher, searcher.workspace.encoder(encoder))
     clean = flat.view(1, *store.shape)
     generator = torch.Generator().manual_seed(seed)
-    noisy = alpha * clean + level * torch.randn(clean.shape, generator=generator)
+    noisy = alpha * clean + level * torch.randn(clean.shape, generator=generator, dtype=torch.float32)
     hits = searcher.search(noisy, alpha, level, question, k, where)
     target = searcher.predict(noisy, alpha, level)
     return Answer(name, question, alpha, level, seed, hits.score_name, hits.rows(), clean, noisy, target,

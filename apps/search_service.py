@@ -139,7 +139,7 @@ class SearchService:
         with self._picture_lock:
             clean = self._encode(data, self._encoder)
         generator = torch.Generator().manual_seed(query.seed)
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32)
         return self._search(query.alpha * clean + query.sigma * noise, query, query.seed)
 
     def by_latent(self, query: LatentQuery) -> dict[str, Any]:

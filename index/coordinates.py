@@ -11,6 +11,7 @@ from torch import Tensor
 from manifold.eigen import descending_eigh
 from manifold.errors import InputError
 from manifold.gaussian import GaussianManifold
+from manifold.precision import without_autocast
 
 from .progress import Progress, silent
 from .statistics import load_manifold
@@ -38,6 +39,7 @@ def rank_for(manifold: GaussianManifold, asked: int | None = None) -> int:
     return min(max(needed, least), most, manifold.k)
 
 
+@without_autocast
 def eigen_coordinates(
     workspace: str | Path | Workspace, *, k: int | None = None, progress: Progress = silent
 ) -> Tensor:
@@ -62,7 +64,7 @@ def eigen_coordinates(
     used = vectors[:, : rank_for(manifold, k)].float()
     mean = manifold.mean.float()
     store = opened.latents
-    coordinates = torch.empty(len(store), used.shape[1])
+    coordinates = torch.empty(len(store), used.shape[1], dtype=torch.float32)
     done = 0
     progress("project", 0, len(store))
     for batch in store.batches(max(1, _BATCH_BYTES // (4 * store.d))):

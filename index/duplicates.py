@@ -152,7 +152,7 @@ def _near(coordinates: np.ndarray, reach: float, progress: Progress) -> Iterator
     for low in range(0, len(order), _BLOCK):
         high = min(low + _BLOCK, len(order))
         block = coordinates[order[low:high]]
-        stop = int(np.searchsorted(leading, leading[high - 1] + reach, side="right"))
+        stop = int(np.searchsorted(leading, float(leading[high - 1]) + reach, side="right"))
         for start in range(low, stop, _TILE):
             end = min(start + _TILE, stop)
             products = block @ coordinates[order[start:end]].T

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifold.precision import without_autocast
+
 from .latents import LatentStore
 
 __all__ = ["PRODUCT_ROUNDING", "STATES_TOGETHER", "nearest_rows", "numbered_batches"]
@@ -33,6 +35,7 @@ def numbered_batches(store: LatentStore, rows: np.ndarray | None = None) -> Iter
         yield torch.from_numpy(numbers), store.read(numbers)
 
 
+@without_autocast
 def nearest_rows(
     store: LatentStore,
     rows: np.ndarray,

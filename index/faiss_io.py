@@ -30,6 +30,7 @@ import torch
 
 from manifold.errors import FormatError
 from manifold.files import write_errors_of
+from manifold.precision import without_autocast
 
 from .costs import Kind
 
@@ -153,10 +154,11 @@ def storage_of(index: Any) -> Any:
     return faiss.downcast_index(index.index)
 
 
+@without_autocast
 def eigen_coordinates(index: Any, vectors: np.ndarray) -> np.ndarray:
     """U^T (x - mu) of (n, d) vectors of any floating-point type, by the index's own basis: (n, k) float32."""
     mean, basis_ = (torch.from_numpy(part) for part in basis(index))
-    coords = torch.empty(len(vectors), basis_.shape[1])
+    coords = torch.empty(len(vectors), basis_.shape[1], dtype=torch.float32)
     for rows, place in zip(torch.from_numpy(vectors).split(_PROJECTED), coords.split(_PROJECTED), strict=True):
         torch.mm(rows.to(torch.float32, copy=True).sub_(mean), basis_, out=place)
     return coords.numpy()

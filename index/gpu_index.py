@@ -54,7 +54,7 @@ class GpuIndex:
         centred = torch.as_tensor(vectors).to(self._mean) - self._mean
         queries = (centred @ self._vectors).half().contiguous()
         found = torch.empty(len(queries), wanted, dtype=torch.int64, device=self._rows.device)
-        distances = torch.empty(found.shape, device=self._rows.device)
+        distances = torch.empty(found.shape, dtype=torch.float32, device=self._rows.device)
         stream = torch.cuda.current_stream(self._rows.device).cuda_stream if self._rows.is_cuda else 0
         if len(queries):
             faiss_io.knn_on_gpu(self._resources, queries, self._rows, found, distances, stream)

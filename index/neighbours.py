@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from manifold.errors import InputError, NonFiniteError, ShapeError
+from manifold.precision import without_autocast
+from manifold.rows import as_rows, largest_modulus
 
 from .exhaustive import PRODUCT_ROUNDING
 from .progress import Progress, silent
@@ -35,6 +37,7 @@ class NeighbourLists:
     """(n, k) float64, rising."""
 
 
+@without_autocast
 def exact_neighbours(rows: Tensor | np.ndarray, k: int, *, progress: Progress = silent) -> NeighbourLists:
     """The k nearest other rows of every row, by Euclidean distance; ties go to the lower row number.
 
@@ -44,22 +47,24 @@ def exact_neighbours(rows: Tensor | np.ndarray, k: int, *, progress: Progress = 
         rows: (n, d) of a floating-point type. k: 1 to n - 1.
         progress: told of ("neighbours", rows done, rows in all).
 
-    Raises: ShapeError; InputError for k out of range; NonFiniteError naming the row.
+    Raises: ShapeError; InputError for k out of range, or numbers that are not floating point; NonFiniteError naming the row.
 
     Cost: n^2 d multiply-adds in float32; 64 MiB of distances at a time. Candidates, as many as rounding leaves in question,
         are ranked in float64 from the differences themselves, so lists are exact also among rows that nearly coincide.
     """
-    points = torch.as_tensor(rows).detach()
+    if rows.ndim != 2:
+        raise ShapeError(f"rows must be (n, d), they are {tuple(rows.shape)}")
+    points = as_rows(rows, rows.shape[1])
     points = points if points.dtype == torch.float64 else points.float()
-    if points.ndim != 2:
-        raise ShapeError(f"rows must be (n, d), they are {tuple(points.shape)}")
     n = len(points)
     if not 1 <= k < n:
         raise InputError(f"k must lie between 1 and {n - 1}, one less than the {n} rows, it is {k}")
     finite = points.isfinite().all(1)
     if not bool(finite.all()):
         raise NonFiniteError(f"row {int(finite.int().argmin())} has NaN or infinity")
-    centred = (points - points.mean(0)).float()  # distances stay, and the products lose less to a shared offset
+    centred = points - points.mean(0)  # distances stay, and the products lose less to a shared offset
+    # Brought near 1, so that no square leaves float32: which rows are candidates does not depend on the scale.
+    centred = (centred / (largest_modulus(centred.contiguous()) or 1.0)).float()
     squared = centred.square().sum(1)
     off = PRODUCT_ROUNDING * (squared + squared.max())  # of any distance from each row
     wanted = min(k + _MARGIN, n - 1)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifold.precision import without_autocast
+
 from .exhaustive import PRODUCT_ROUNDING, STATES_TOGETHER, numbered_batches
 from .latents import LatentStore
 
@@ -29,6 +31,7 @@ _TOLERATED = 0.01
 """Nats that a logarithm of a probability may be off by; the products themselves are some hundred times better."""
 
 
+@without_autocast
 def posterior(
     store: LatentStore,
     mean: Tensor,

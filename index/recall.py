@@ -81,7 +81,7 @@ class Truth:
             for cell in self.cells
         ]
         self._queries = torch.cat(self._centres).float()
-        self._best = torch.full((len(self._queries), self.neighbours + _MARGIN), torch.inf)
+        self._best = torch.full((len(self._queries), self.neighbours + _MARGIN), torch.inf, dtype=torch.float32)
         self._ids = torch.full(self._best.shape, -1, dtype=torch.int64)
         done = 0
         progress("truth", 0, len(store))
@@ -150,7 +150,7 @@ def _cells(manifold: GaussianManifold, store: LatentStore, seed: int) -> list[Ce
     def noisy(sigma: float, m: int) -> Tensor:
         rows = torch.randint(len(store), (m,), generator=generator).numpy()
         x0 = torch.from_numpy(store.read(rows)).float()
-        return x0 + sigma * torch.randn(x0.shape, generator=generator)
+        return x0 + sigma * torch.randn(x0.shape, generator=generator, dtype=torch.float32)
 
     def clean(m: int) -> Tensor:
         return manifold.posterior(noisy(middle, m), 1.0, middle).sample(1, generator)[0].float()

@@ -49,12 +49,12 @@ class Removed:
     """Keys asked for that are not there; only where a killed removal, which may have removed them, was finished."""
 
 
-def remove_images(workspace: str | Path, keys: Sequence[str] = (), *, progress: Progress = silent) -> Removed:
+def remove_images(workspace: str | Path, keys: str | Sequence[str] = (), *, progress: Progress = silent) -> Removed:
     """Remove images by key, and bring statistics and index up to what is left.
 
     Arguments
         workspace: its folder, completely encoded.
-        keys: of rows or rejects; all rows of a key that several have. None: finish a removal that was killed.
+        keys: of rows or rejects, one or several; all rows of a key that several have. None: finish a removal that was killed.
         progress: told of ("remove", shards done, shards in all), then of "fit" and "index".
 
     Returns: the workspace, opened again, and what was done. Rows are numbered anew without gaps.
@@ -69,6 +69,7 @@ def remove_images(workspace: str | Path, keys: Sequence[str] = (), *, progress: 
         all latents for the statistics, one for the index.
     """
     root = Path(workspace)
+    keys = [keys] if isinstance(keys, str) else keys
     Workspace.open(root).require_complete()
     with writing(root):
         opened = Workspace.open(root)

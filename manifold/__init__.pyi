@@ -13,7 +13,7 @@ from .denoiser import DiffusersDenoiser as DiffusersDenoiser
 from .diagnostics import Diagnostics as Diagnostics
 from .diagnostics import diagnose as diagnose
 from .diagnostics import verdict as verdict
-from .drift import bures_wasserstein as bures_wasserstein
+from .distances import bures_wasserstein as bures_wasserstein
 from .emergence import Emergence as Emergence
 from .emergence import measure_emergence as measure_emergence
 from .empirical import EmpiricalDenoiser as EmpiricalDenoiser

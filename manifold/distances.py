@@ -1,19 +1,22 @@
-"""How far two Gaussians are from each other: Kullback-Leibler divergence and Bures (2-Wasserstein) distance.
+"""How far two Gaussians are from each other: Kullback-Leibler divergence and Bures-Wasserstein distance.
 
-Both work through `CovarianceModel.apply` alone, so models of different kinds can be compared.
+Models of different kinds can be compared.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from .covariance import CovarianceModel
+from .covariance import CovarianceModel, LowRankCovariance
 from .errors import InputError, MismatchError
 
-__all__ = ["bures_distance", "kl_divergence"]
+__all__ = ["bures_distance", "bures_wasserstein", "kl_divergence"]
 
 _BLOCK = 512
+_DENSE_LIMIT = 8192
 
 
 def kl_divergence(p: CovarianceModel, q: CovarianceModel, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
@@ -45,27 +48,40 @@ def kl_divergence(p: CovarianceModel, q: CovarianceModel, alpha: float = 1.0, si
     return 0.5 * (product - p.d + logs + distance)
 
 
-def bures_distance(p: CovarianceModel, q: CovarianceModel) -> Tensor:
-    """2-Wasserstein distance of two Gaussians, the Frechet distance of FID before it is squared.
+def bures_wasserstein(p: CovarianceModel, q: CovarianceModel) -> float:
+    """Squared Bures-Wasserstein (2-Wasserstein) distance of two Gaussians, means included: FID's formula.
 
         W^2 = |mu_p - mu_q|^2 + tr P + tr Q - 2 tr (P^1/2 Q P^1/2)^1/2,
 
     the last trace being the sum of the singular values of Q^1/2 P^1/2.
 
-    Returns: () float64.
+    Returns: a number that is not negative; round-off below zero is taken as zero.
 
-    Raises: MismatchError if the dimensions differ.
+    Raises: MismatchError if the dimensions differ; InputError if neither low rank nor d up to 8192 makes it feasible.
 
-    Cost: O(d^3) time and d^2 memory, float64. Precise to about 1e-8 of sqrt(tr P): it is a root of a difference.
+    Cost: O((k_p + k_q)^3 + d (k_p + k_q)^2) for low-rank models, O(d^3) for others, float64. Precise to about 1e-15 of tr P.
     """
-    p, q = _pair(p, q)
-    roots = [
-        q.apply(lambda v: v.clamp_min(0).sqrt(), p.apply(lambda v: v.clamp_min(0).sqrt(), _identity_rows(p, low)))
-        for low in range(0, p.d, _BLOCK)
-    ]
-    overlap = torch.linalg.svdvals(torch.cat(roots)).sum()
-    squared = (p.mean - q.mean).square().sum() + p.trace(lambda v: v) + q.trace(lambda v: v) - 2 * overlap
-    return squared.clamp_min(0).sqrt()
+    p, q = (_orthonormal(one) for one in _pair(p, q))
+    d, rest = p.d, 0.0
+    if isinstance(p, LowRankCovariance) and isinstance(q, LowRankCovariance) and p.k + q.k < d:
+        # Outside the span of both sets of eigenvectors the two are multiples of the identity.
+        basis = torch.linalg.qr(torch.cat([p.eigvecs, q.eigvecs], dim=1)).Q.T
+        rest = (d - len(basis)) * math.sqrt(float(p.tail_var) * float(q.tail_var))
+    elif d <= _DENSE_LIMIT:
+        basis = torch.eye(d, dtype=torch.float64, device=p.mean.device)
+    else:
+        raise InputError(
+            f"the distance of these models needs {d} x {d} matrices; compare low-rank models with fewer eigenpairs"
+        )
+    roots = [one.apply(lambda variance: variance.clamp_min(0).sqrt(), basis) @ basis.T for one in (q, p)]
+    overlap = float(torch.linalg.svdvals(roots[0] @ roots[1]).sum()) + rest
+    shift = float((p.mean - q.mean).square().sum())
+    return max(shift + float(p.trace(lambda v: v)) + float(q.trace(lambda v: v)) - 2 * overlap, 0.0)
+
+
+def bures_distance(p: CovarianceModel, q: CovarianceModel) -> float:
+    """The root of `bures_wasserstein`. Precise to about 1e-7 of sqrt(tr P): it is a root of a difference."""
+    return math.sqrt(bures_wasserstein(p, q))
 
 
 def _pair(p: CovarianceModel, q: CovarianceModel) -> tuple[CovarianceModel, CovarianceModel]:
@@ -75,6 +91,15 @@ def _pair(p: CovarianceModel, q: CovarianceModel) -> tuple[CovarianceModel, Cova
             "encoders or image sizes"
         )
     return p.to(dtype=torch.float64), q.to(p.mean.device, torch.float64)
+
+
+def _orthonormal(model: CovarianceModel) -> CovarianceModel:
+    """A float64 model whose eigenvectors, kept in float32, are orthonormal to float64's last digits."""
+    if not isinstance(model, LowRankCovariance):
+        return model
+    turned, triangle = torch.linalg.qr(model.eigvecs)
+    eigvecs = turned * triangle.diagonal().sign()
+    return LowRankCovariance(model.mean, model.eigvals, eigvecs, model.tail_var, count=model.count)
 
 
 def _identity_rows(model: CovarianceModel, low: int) -> Tensor:

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from .covariance import CovarianceModel, LowRankCovariance
-from .errors import InputError, MismatchError
+from .distances import bures_wasserstein
+from .errors import InputError
 
-__all__ = ["Drift", "bures_wasserstein", "drift", "principal_angles_deg"]
-
-_DENSE_LIMIT = 8192
+__all__ = ["Drift", "drift", "principal_angles_deg"]
 
 
 @dataclass(frozen=True)
@@ -97,41 +96,6 @@ def principal_angles_deg(first: Tensor, second: Tensor) -> Tensor:
     cosines = torch.linalg.svdvals(inside).clamp(max=1.0)
     sines = torch.linalg.svdvals(second - first @ inside).flip(0).clamp(max=1.0)
     return torch.rad2deg(torch.where(cosines > math.sqrt(0.5), sines.asin(), cosines.acos()))
-
-
-def bures_wasserstein(a: CovarianceModel, b: CovarianceModel) -> float:
-    """Squared Bures-Wasserstein distance of the Gaussians, means included.
-
-    Returns: a number that is not negative; round-off below zero is taken as zero.
-
-    Raises: MismatchError if the latents differ in length; InputError if neither low rank nor d up to 8192 makes it
-        feasible.
-
-    Cost: exact. O((k_A + k_B)^3 + d (k_A + k_B)^2) for low-rank models, O(d^3) for others.
-    """
-    if a.d != b.d:
-        raise MismatchError(
-            f"both models must be of latents of one length, they have {a.d} and {b.d} values; "
-            "they come from different encoders or image sizes"
-        )
-    a, b = a.to(dtype=torch.float64), b.to(device=a.mean.device, dtype=torch.float64)
-    d, rest = a.d, 0.0
-    if isinstance(a, LowRankCovariance) and isinstance(b, LowRankCovariance) and a.k + b.k < d:
-        # Outside the span of both sets of eigenvectors the two are multiples of the identity.
-        basis = torch.linalg.qr(torch.cat([a.eigvecs, b.eigvecs], dim=1)).Q.T
-        rest = (d - len(basis)) * math.sqrt(float(a.tail_var) * float(b.tail_var))
-    elif d <= _DENSE_LIMIT:
-        basis = torch.eye(d, dtype=torch.float64, device=a.mean.device)
-    else:
-        raise InputError(
-            f"the distance of these models needs {d} x {d} matrices; compare low-rank models with fewer eigenpairs"
-        )
-    root = a.apply(lambda variance: variance.sqrt(), basis) @ basis.T
-    inside = b.apply(lambda variance: variance, basis) @ basis.T
-    product = root @ inside @ root
-    cross = float(torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()) + rest
-    shift = float((a.mean - b.mean).square().sum())
-    return max(shift + _trace(a) + _trace(b) - 2 * cross, 0.0)
 
 
 def _trace(model: CovarianceModel) -> float:

@@ -8,7 +8,7 @@ This is what a network that memorised its training set would put out. The collec
 relative to a running maximum, so the result does not depend on how the collection is cut into batches or shards beyond
 the rounding of float64 (1e-12 relative in the tests).
 
-Distances are expanded, |y|^2 - 2 alpha y x_i + alpha^2 |x_i|^2, about the centre of the collection, in float64: what
+Distances are expanded, |y|^2 - 2 alpha y x_i + alpha^2 |x_i|^2, about the centre of the first 2,048 rows, in float64: what
 cancels is at most 1e-15 of |y|^2, an error in the log-posterior of 1e-15 |y|^2 / sigma^2 (1e-9 for latents of norm 100 at
 sigma = 0.1).
 """
@@ -59,11 +59,15 @@ class OnlineSoftmax:
     Arguments
         n: number of states. d: values per row. k: how many of the most probable rows to keep.
         device, dtype: of the sums.
+
+    Raises: InputError for k below 0.
     """
 
     def __init__(
         self, n: int, d: int, k: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
     ) -> None:
+        if k < 0:
+            raise InputError(f"k must be at least 0, it is {k}")
         self._peak = torch.full((n, 1), -torch.inf, dtype=dtype, device=device)
         self._mass = torch.zeros(n, 1, dtype=dtype, device=device)
         self._sum = torch.zeros(n, d, dtype=dtype, device=device)
@@ -138,7 +142,7 @@ class EmpiricalDenoiser:
             alpha: >= 0. sigma: > 0. Number, () or (n,).
             k: how many of the most probable rows to name.
 
-        Raises: ShapeError; InputError for a level out of range.
+        Raises: ShapeError; InputError for a level out of range, or k below 0.
 
         Cost: two float64 products of n d N, one pass over the collection; memory of one batch. Exact.
         """
@@ -152,7 +156,7 @@ class EmpiricalDenoiser:
         for batch in self._store.batches(self._batch_rows):
             rows = as_rows(batch, self.d).to(x) - self._center
             squared = y.square().sum(1, keepdim=True) - 2 * a * (y @ rows.T) + a**2 * rows.square().sum(1)
-            total.add(-squared / (2 * s**2), rows, torch.arange(start, start + len(rows), device=x.device))
+            total.add(-squared.clamp_min(0) / (2 * s**2), rows, torch.arange(start, start + len(rows), device=x.device))
             start += len(rows)
         nothing = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         return EmpiricalPosterior(

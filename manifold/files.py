@@ -162,6 +162,10 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["manifold"])
+            if not isinstance(metadata, dict):
+                raise FormatError(
+                    f"{path} was not written by this project: its metadata are no JSON object; make it again"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as error:
         raise FormatError(f"{path} is damaged or was not written by this project ({error}); make it again") from error

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from .covariance import CovarianceModel, LowRankCovariance, SpectralFunction
+from .precision import without_autocast
 
 __all__ = ["filter_bank", "filter_factors"]
 
@@ -41,6 +42,7 @@ _THIN = (
 )
 
 
+@without_autocast
 def filter_bank(
     covariance: CovarianceModel, filters: SpectralFunction, start: SpectralFunction, y: Tensor, shares: Tensor
 ) -> Tensor:

@@ -80,7 +80,7 @@ def split_frechet(x: Tensor, splits: int = 20, seed: int = 0) -> Tensor:
 
 def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,), and R of at most d rows with R^T R the covariance."""
-    rows = x.detach().reshape(len(x), -1).double()
+    rows = x.detach().flatten(1).double()
     if len(rows) < 2:
         raise NotFittedError(f"a covariance needs at least 2 latents, there are {len(rows)}")
     mean = rows.mean(0)

@@ -226,14 +226,18 @@ class GaussianManifold:
     def log_prob(self, x_t: Tensor, alpha: Level = 1.0, sigma: Level = 0.0) -> Tensor:
         """log p(x_t) in nats, x_t ~ N(alpha mu, alpha^2 Sigma + sigma^2 I): (n,), in the manifold's dtype.
 
-        Raises: as `score`.
+        Raises: as `score`. Cost: as `denoise`, in float64.
         """
         a, s = self._levels(x_t, alpha, sigma)
         self._require_density(a, s)
         deviation = self._flat(x_t) - a * self.mean
-        solved = self.covariance.apply(lambda v: 1 / (a**2 * v + s**2), deviation)
-        log_det = self.covariance.trace(lambda v: (a**2 * v + s**2).log())
-        return -0.5 * ((deviation * solved).sum(1) + log_det + self.d * math.log(2 * math.pi))
+
+        def noisy(v: Tensor) -> Tensor:
+            return a.double() ** 2 * v.double() + s.double() ** 2
+
+        square = self.covariance.quadratic(lambda v: (1 / noisy(v)).to(v), deviation)
+        log_det = self.covariance.trace(lambda v: noisy(v).log())
+        return (-0.5 * (square + log_det + self.d * math.log(2 * math.pi))).to(self.mean)
 
     def solve(self, x_s: Tensor, alpha_s: Level, sigma_s: Level, alpha_t: Level, sigma_t: Level) -> Tensor:
         """Solution of the probability-flow ODE at level t, started from x_s at level s, in one step.
@@ -356,7 +360,7 @@ class GaussianManifold:
 
     def bures_distance(self, other: GaussianManifold) -> float:
         """2-Wasserstein distance between the two Gaussians; see `manifold.distances`."""
-        return float(bures_distance(self.covariance, other.covariance))
+        return bures_distance(self.covariance, other.covariance)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws of x0, (n, C, H, W) where the shape is known, else (n, d)."""
@@ -364,7 +368,7 @@ class GaussianManifold:
         return drawn if self.shape is None else drawn.view(n, *self.shape)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same manifold on another device or in another floating-point type."""
+        """The same manifold on another device, or in float32 or float64. Raises: InputError for another type."""
         moved = self.covariance.to(device, dtype)
         return type(self)(moved, shape=self.shape, count=self.count, metadata=self.metadata)
 

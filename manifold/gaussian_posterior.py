@@ -44,10 +44,10 @@ class GaussianPosterior:
 
     def sample(self, draws: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws of x0 given x_t, (draws, n, ...). Cost: two products of (n, d) by (d, k) each."""
-        flat = self.mean.reshape(len(self.mean), -1)
+        flat = self.mean.flatten(1)
         reference = self._covariance.mean
-        drawn = []
-        for _ in range(draws):
+        drawn = flat.new_empty(draws, *flat.shape)
+        for one in drawn:
             white = torch.randn(flat.shape, generator=generator, dtype=reference.dtype, device=reference.device)
-            drawn.append(self._covariance.apply(lambda v: self._variance(v).sqrt(), white).to(flat) + flat)
-        return torch.stack(drawn).reshape(draws, *self.mean.shape)
+            one.copy_(self._covariance.apply(lambda v: self._variance(v).sqrt(), white).to(flat) + flat)
+        return drawn.reshape(draws, *self.mean.shape)

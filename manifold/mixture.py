@@ -26,6 +26,7 @@ from .files import load_tensors, save_tensors
 from .gaussian import GaussianManifold
 from .mixture_component import CentredComponent, SeenComponent
 from .moments import Moments
+from .precision import without_autocast
 from .states import Level, flat_states, level_pair, like, safe_ratio
 
 __all__ = ["GaussianMixture"]
@@ -189,10 +190,11 @@ class GaussianMixture:
             raise FormatError(f"{path} holds parts that do not make a mixture: {error}") from error
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same mixture on another device or in another floating-point type; the weights stay float64."""
+        """The same mixture on another device, or in float32 or float64; the weights stay float64. Raises: InputError."""
         moved = [one.to(device, dtype) for one in self.components]
         return type(self)(moved, self.weights, shape=self.shape, metadata=self.metadata)
 
+    @without_autocast
     def _log_joint(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """log pi_j + log N_j(x_t), (n, J) float64."""
         a, s = self._levels(x_t, alpha, sigma)
@@ -229,6 +231,7 @@ class GaussianMixture:
     def _joint(self, seen: list[SeenComponent]) -> Tensor:
         return torch.stack([one.log_density() for one in seen], 1) + self.weights.log()
 
+    @without_autocast
     def _filtered(self, x_t: Tensor, a: Tensor, s: Tensor, f: SpectralFunction, with_means: bool) -> Tensor:
         """sum_j r_j (mu_j + V_j diag(f(lambda_j)) V_j^T y_j), (n, d), the means if wanted.
 

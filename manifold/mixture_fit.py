@@ -22,6 +22,7 @@ from .eigen import descending_eigh
 from .errors import InputError, NotFittedError
 from .gaussian import GaussianManifold
 from .mixture import GaussianMixture
+from .rows import as_rows
 
 __all__ = ["MixtureFit", "fit_mixture"]
 
@@ -72,13 +73,12 @@ def fit_mixture(
     Cost: one pass for the eigenvectors, 160 steps of k-means with N J r each, then N J r^2 a step in float64; N r values in
         memory.
     """
-    rows = torch.as_tensor(latents).detach()
-    shape = (int(rows.shape[1]), int(rows.shape[2]), int(rows.shape[3])) if rows.ndim == 4 else None
-    if not 1 <= components <= len(rows) // 2:
-        raise InputError(f"components must lie between 1 and half of the {len(rows)} rows, it is {components}")
+    flat = as_rows(latents, math.prod(latents.shape[1:]))
+    shape = (int(latents.shape[1]), int(latents.shape[2]), int(latents.shape[3])) if latents.ndim == 4 else None
+    if not 1 <= components <= len(flat) // 2:
+        raise InputError(f"components must lie between 1 and half of the {len(flat)} rows, it is {components}")
     if steps < 1:
         raise InputError(f"steps must be at least 1, it is {steps}")
-    flat = rows.reshape(len(rows), -1)
     if rank is None:
         rank = min(256, flat.shape[1])
     whole = GaussianManifold.fit(flat, rank=rank)

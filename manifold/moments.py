@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .chunk import Chunk
-from .errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError
+from .errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError, ShapeError
 from .files import load_tensors, save_tensors
 from .rows import as_rows, first_bad_row, largest_modulus
 from .scatter import Scratch, add_outer, add_rows, add_scatter, column_mean, column_squares, copy_rows, mirror
@@ -223,8 +223,13 @@ class Moments:
         tensors, metadata = load_tensors(path)
         if metadata.pop("format", None) != _FORMAT:
             raise FormatError(f"{path} does not hold moments ({_FORMAT}); fit again to make them")
-        precision = metadata.pop("precision")
-        return cls.from_tensors(tensors, "exact" if precision == "exact" else "fast", device), metadata
+        try:
+            precision: Precision = "exact" if metadata.pop("precision") == "exact" else "fast"
+            return cls.from_tensors(tensors, precision, device), metadata
+        except (KeyError, NonFiniteError, ShapeError, RuntimeError) as error:
+            raise FormatError(
+                f"{path} holds parts that do not make moments ({error}); fit again to make them"
+            ) from error
 
     def tensors(self) -> dict[str, Tensor]:
         """What `save` writes."""
@@ -233,7 +238,7 @@ class Moments:
             "count": torch.tensor(self._done),
             "mean": self._mean,
             "scatter": torch.cat([nothing, *(self._scatter[i, i:].cpu() for i in multiplied)]),
-            "waiting": Chunk(self._parts).tensor() if self._parts else torch.empty((0, self.d)),
+            "waiting": Chunk(self._parts).tensor() if self._parts else torch.empty((0, self.d), dtype=torch.float32),
         }
 
     @classmethod

@@ -32,7 +32,7 @@ def noise_levels(high: float = 100.0, low: float = 0.01, steps: int = 49) -> tup
 
 def noised(x0: Tensor, alpha: float, sigma: float, seed: int = 0) -> Tensor:
     """alpha x0 + sigma eps with eps ~ N(0, I) from the seed: (n, ...), float32, on the device of `x0`."""
-    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     return alpha * x0.float() + sigma * eps.to(x0.device)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .eigen import descending_eigh, fix_sign
 from .errors import InputError, NonFiniteError
+from .precision import without_autocast
 from .rows import RowStore, as_rows, first_bad_row
 
 __all__ = ["Eigenpairs", "StreamedCovariance", "finite_rows", "leading_eigenpairs"]
@@ -32,6 +33,7 @@ class Eigenpairs(NamedTuple):
     passes: int
 
 
+@without_autocast
 def leading_eigenpairs(
     product: Callable[[Tensor], Tensor],
     d: int,

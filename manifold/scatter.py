@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .chunk import Chunk
 from .errors import NonFiniteError
+from .precision import without_autocast
 
 __all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "column_squares", "copy_rows", "mirror"]
 
@@ -194,6 +195,7 @@ def _add_rows_by_panels(
             _add_block(scatter[start:stop, stop:], beside, alpha)
 
 
+@without_autocast
 def _add_rows_by_matmul(scatter: Tensor, rows: Tensor, alpha: float) -> None:
     with _full_float32():
         for start in range(0, len(scatter), _PANEL):

@@ -107,7 +107,8 @@ class NoiseSchedule:
         """
         if isinstance(scheduler, str | Path):
             scheduler = load_scheduler(scheduler)
-        config, name = scheduler.config, type(scheduler).__name__
+        config: Any = getattr(scheduler, "config", {})  # diffusers has one scheduler without
+        name = type(scheduler).__name__
         prediction: Any = config.get("prediction_type", "epsilon")
         continuous = config.get("timestep_type") == "continuous" and prediction == "v_prediction"
         sigma_data = None

@@ -176,10 +176,12 @@ def marchenko_pastur_edge(eigvals: Tensor, n: int, d: int) -> NoiseEdge:
         eigvals: all eigenvalues of a sample covariance, or its min(n - 1, d) leading ones, descending.
         n, d: rows and dimensions.
 
-    Raises: InputError if some of the eigenvalues that rows make non-zero are missing.
+    Raises: InputError if some of the eigenvalues that rows make non-zero are missing, or with fewer than two rows.
 
     Source: Gavish, Donoho, The optimal hard threshold for singular values is 4 / sqrt(3) (2014), section III.
     """
+    if n < 2:
+        raise InputError(f"a sample covariance has at least 2 rows, this has {n}")
     meant = min(n - 1, d)
     if len(eigvals) < meant:
         raise InputError(

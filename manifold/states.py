@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +47,7 @@ def level_pair(alpha: Level, sigma: Level, rows: int, reference: Tensor) -> tupl
     """
     pair = []
     for name, value in (("alpha", alpha), ("sigma", sigma)):
+        value = value.copy() if isinstance(value, np.ndarray) else value  # torch knows no arrays in reverse
         level = torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
         if level.ndim > 1 or (level.ndim == 1 and len(level) != rows):
             raise ShapeError(f"{name} must be a number or ({rows},), it has shape {tuple(level.shape)}")

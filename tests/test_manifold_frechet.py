@@ -7,7 +7,7 @@ import scipy.linalg
 import torch
 
 from manifold.covariance import FullCovariance, LowRankCovariance
-from manifold.drift import bures_wasserstein
+from manifold.distances import bures_wasserstein
 from manifold.eigen import descending_eigh
 from manifold.errors import InputError, NonFiniteError, NotFittedError, ShapeError
 from manifold.frechet import frechet_distance, split_frechet

@@ -12,7 +12,8 @@ from scipy.linalg import sqrtm, subspace_angles
 from manifold.class_moments import ClassMoments
 from manifold.covariance import FullCovariance, LowRankCovariance, fit_covariance, fit_stationary
 from manifold.cross_spectrum import CrossSpectrum
-from manifold.drift import bures_wasserstein, drift, principal_angles_deg
+from manifold.distances import bures_wasserstein
+from manifold.drift import drift, principal_angles_deg
 from manifold.errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError, ShapeError
 from manifold.gaussian import GaussianManifold
 from manifold.merging import merge_moments
@@ -83,7 +84,7 @@ def test_drift_of_a_planted_change(rng):
     assert found.bures_wasserstein == pytest.approx(math.sqrt(found.frechet))
     nothing = drift(first, first)
     assert (nothing.mean_shift, nothing.mean_shift_sigma, nothing.variance_ratio) == (0.0, 0.0, 1.0)
-    with pytest.raises(MismatchError, match="they have 12 and 3 values"):
+    with pytest.raises(MismatchError, match="d = 12 and d = 3"):
         drift(first, FullCovariance(torch.zeros(3), torch.ones(3), torch.eye(3)))
 
 
@@ -100,9 +101,9 @@ def test_principal_angles_are_scipy_s_also_when_tiny(rng):
 
 
 def test_models_too_large_for_the_distance_are_refused(monkeypatch):
-    import manifold.drift
+    import manifold.distances
 
-    monkeypatch.setattr(manifold.drift, "_DENSE_LIMIT", 2)
+    monkeypatch.setattr(manifold.distances, "_DENSE_LIMIT", 2)
     model = FullCovariance(torch.zeros(3), torch.ones(3), torch.eye(3))
     with pytest.raises(InputError, match="fewer eigenpairs"):
         bures_wasserstein(model, model)

@@ -169,6 +169,6 @@ def _spec(name: str, network: Any, preprocessing: dict[str, Any]) -> ClipSpec:
         digest.update(f"{key} {stored.dtype} {tuple(stored.shape)}".encode())
         digest.update(stored.reshape(-1).view(torch.uint8).numpy().data)
     with torch.inference_mode():
-        blank = torch.zeros(1, 3, height, width, device=next(network.parameters()).device)
+        blank = torch.zeros(1, 3, height, width, dtype=torch.float32, device=next(network.parameters()).device)
         d = network.encode_image(blank).shape[1]
     return ClipSpec(name, digest.hexdigest(), d, height, mean, std)

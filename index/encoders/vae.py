@@ -121,7 +121,7 @@ class VaeEncoder:
         for row in range(first_row, first_row + len(like)):
             digest = hashlib.sha256(f"{self.spec.seed}:{row}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-            rows.append(torch.randn(like.shape[1:], generator=generator))
+            rows.append(torch.randn(like.shape[1:], generator=generator, dtype=torch.float32))
         return torch.stack(rows).to(like.device)
 
     @staticmethod

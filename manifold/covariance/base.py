@@ -54,13 +54,21 @@ class CovarianceModel(ABC):
         Returns: (..., n, d), the leading dimensions those of the gains broadcast with (n,).
         """
 
+    def quadratic(self, f: SpectralFunction, y: Tensor) -> Tensor:
+        """y^T f(Sigma) y for every row, (n,) float64.
+
+        Arguments
+            f: gains as a function of variance, (m,) -> (m,) or (n, m). y: as `apply`.
+        """
+        return (y.double() * self.apply(f, y).double()).sum(1)
+
     @abstractmethod
     def trace(self, f: SpectralFunction) -> Tensor:
         """Sum over all d eigenvalues of f(lambda), shape (...): `trace(torch.log)` is the log-determinant."""
 
     @abstractmethod
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same model on another device or in another floating-point type."""
+        """The same model on another device, or in float32 or float64. Raises: InputError for another type."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

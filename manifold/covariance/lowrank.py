@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from manifold.errors import FormatError, ManifoldWarning, NotPSDError, ShapeError
+from manifold.precision import require_wide, without_autocast
 
 from .base import CovarianceModel, SpectralFunction
 
@@ -73,6 +74,7 @@ class LowRankCovariance(CovarianceModel):
         """Number of explicit eigenpairs."""
         return self.eigvals.numel()
 
+    @without_autocast
     def apply(self, f: SpectralFunction, y: Tensor) -> Tensor:
         """f(tail_var) y + U ((f(lambda) - f(tail_var)) U^T y); see `CovarianceModel.apply`.
 
@@ -86,6 +88,21 @@ class LowRankCovariance(CovarianceModel):
         # In place: at 50 levels a second (..., n, d) tensor would cost as much as the product.
         return (((gains[..., :-1] - tail) * coefficients) @ self.eigvecs.T).addcmul_(tail, y)
 
+    @without_autocast
+    def quadratic(self, f: SpectralFunction, y: Tensor) -> Tensor:
+        """Sum of f(lambda) c^2 + f(tail_var) |y - U c|^2, c = U^T y; see `CovarianceModel.quadratic`.
+
+        Cost: as `apply`, in float64; d k numbers of memory. The tail may be millions of times smaller than the leading
+        variances: |y|^2 - |c|^2 would keep nothing of it.
+        """
+        wide, eigvecs = y.double(), self.eigvecs.double()
+        coefficients = wide @ eigvecs
+        if self.k == self.d:
+            return (f(self.eigvals.double()) * coefficients.square()).sum(-1)
+        gains = f(torch.cat([self.eigvals, self.tail_var[None]]).double())
+        rest = (wide - coefficients @ eigvecs.T).square().sum(-1)
+        return (gains[..., :-1] * coefficients.square()).sum(-1) + gains[..., -1] * rest
+
     def trace(self, f: SpectralFunction) -> Tensor:
         """Sum of f(lambda) plus (d - k) f(tail_var), shape (...)."""
         if self.k == self.d:
@@ -94,7 +111,8 @@ class LowRankCovariance(CovarianceModel):
         return gains[..., :-1].sum(-1) + (self.d - self.k) * gains[..., -1]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same model on another device or in another floating-point type; shared where nothing changes."""
+        """The same model on another device, or in float32 or float64; shared where nothing changes. Raises: InputError."""
+        require_wide(dtype)
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         for name in ("mean", "eigvals", "eigvecs", "tail_var"):

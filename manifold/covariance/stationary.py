@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from manifold.errors import FormatError, NotPSDError, ShapeError
+from manifold.precision import require_wide, without_autocast
 
 from .base import CovarianceModel, SpectralFunction
 
@@ -49,6 +50,10 @@ class StationaryCovariance(CovarianceModel):
         self.channel_mean = channel_mean
         self.count = count
         self.mean = channel_mean.repeat_interleave(self.shape[1] * width)
+        self._decompose()
+
+    def _decompose(self) -> None:
+        """Eigenvalues and bases of all frequencies, in the model's type."""
         values, basis = torch.linalg.eigh(self.spectrum)  # (H, W', C), (H, W', C, C)
         lowest, largest = float(values.min()), float(values.max())
         if lowest < -1e-4 * largest:
@@ -56,8 +61,9 @@ class StationaryCovariance(CovarianceModel):
                 f"a cross-spectrum must be positive semidefinite, its lowest eigenvalue is {lowest:.3g} beside a "
                 f"largest of {largest:.3g}; estimate it again from the images"
             )
-        self._basis = basis.to(_complex_type(channel_mean.dtype))
-        self._variances = values.clamp_min(0).permute(2, 0, 1).reshape(-1).to(channel_mean.dtype)  # (C H W')
+        dtype = self.channel_mean.dtype
+        self._basis = basis.to(_complex_type(dtype))
+        self._variances = values.clamp_min(0).permute(2, 0, 1).reshape(-1).to(dtype)  # (C H W')
         self.eigvals = self._variances.repeat_interleave(self._multiplicity()).sort(descending=True).values
 
     def _multiplicity(self) -> Tensor:
@@ -69,6 +75,7 @@ class StationaryCovariance(CovarianceModel):
             twice[-1] = 1
         return twice.expand(channels, height, -1).reshape(-1)
 
+    @without_autocast
     def apply(self, f: SpectralFunction, y: Tensor) -> Tensor:
         """Transform, filter every frequency, transform back; see `CovarianceModel.apply`.
 
@@ -110,13 +117,15 @@ class StationaryCovariance(CovarianceModel):
         return StationaryCovariance(channel_mean, spectrum, width, count=self.count)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same model on another device or in another floating-point type; shared where nothing changes."""
+        """The same model on another device, or in float32 or float64; shared where nothing changes. Raises: InputError."""
+        require_wide(dtype)
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         for name in ("mean", "channel_mean", "eigvals", "_variances"):
             setattr(other, name, getattr(self, name).to(device=device, dtype=dtype))
-        other.spectrum = self.spectrum.to(device=device)
-        other._basis = self._basis.to(device=device, dtype=None if dtype is None else _complex_type(dtype))
+        other.spectrum, other._basis = self.spectrum.to(device=device), self._basis.to(device=device)
+        if other.mean.dtype != self.mean.dtype:
+            other._decompose()
         return other
 
     def tensors(self) -> dict[str, Tensor]:

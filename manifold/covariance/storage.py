@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from manifold.errors import FormatError
+from manifold.errors import FormatError, NotPSDError, ShapeError
 from manifold.files import load_tensors
 
 from .base import CovarianceModel
@@ -41,4 +41,10 @@ def model_from(name: str | None, tensors: Mapping[str, Tensor], path: Path) -> C
         raise FormatError(
             f"{path} must hold a covariance model ({', '.join(_READERS)}), it holds {name!r}; fit again to make it"
         )
-    return _READERS[name](tensors, path)
+    for part, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise FormatError(f"{path} is damaged: {part} holds NaN or infinity; fit again to make it")
+    try:
+        return _READERS[name](tensors, path)
+    except (NotPSDError, ShapeError, RuntimeError) as error:
+        raise FormatError(f"{path} holds parts that do not make a {name} covariance: {error}") from error

@@ -1,0 +1,39 @@
+"""Statistics keep their digits whatever the caller's settings: autocast is for the layers of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from .errors import InputError
+
+__all__ = ["require_wide", "without_autocast"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_DEVICES = ("cpu", "cuda")
+
+
+def without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, its matrix products in the type of what it is given also where it is called under `torch.autocast`."""
+
+    @wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        under = next((device for device in _DEVICES if torch.is_autocast_enabled(device)), None)
+        if under is None:
+            return function(*args, **kwargs)
+        with torch.autocast(under, enabled=False):
+            return run(*args, **kwargs)  # once more, for the other device
+
+    return run
+
+
+def require_wide(dtype: torch.dtype | None) -> None:
+    """Raises: InputError for a type with fewer digits, or a smaller range, than float32."""
+    if dtype not in (None, torch.float32, torch.float64):
+        raise InputError(
+            f"statistics are kept in float32 or float64, in {dtype} they would overflow; states may be of any type"
+        )
