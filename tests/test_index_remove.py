@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import make_workspace
+from PIL import Image
 from test_index_add import OPTIONS, made, photos
 
 import index.remove
@@ -353,3 +354,17 @@ def test_a_damaged_list_of_rejects_that_a_removal_left_is_said(root):
     for work in (lambda: remove_images(root, keys([3])), lambda: remove_images(root)):
         with pytest.raises(FormatError, match=r"rejects\.shorter\.parquet is damaged; delete it"):
             work()
+
+
+def test_one_key_is_a_key_and_not_its_letters(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ["1", "2", "12", *(f"other{number}" for number in range(30))]:
+        Image.fromarray(np.random.default_rng(len(name)).integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(
+            folder / f"{name}.png"
+        )
+    encode_images(folder, tmp_path / "ws", size=8)
+    assert remove_images(tmp_path / "ws", "12").rows == 1
+    keys = Workspace.open(tmp_path / "ws").latents.metadata(["key"]).column("key").to_pylist()
+    assert {"1", "2"} <= set(keys)
+    assert "12" not in keys
