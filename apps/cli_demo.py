@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def demo(
     out.print("\nLook at:")
     for picture in pictures:
         out.print(f"  {picture.path}\n      {picture.what}", soft_wrap=True)
-    example = f"manifold search {workspace / 'workspace'} --row 100 --sigma 2 --sheet out.png"
+    example = f"manifold search {shlex.quote(str(workspace / 'workspace'))} --row 100 --sigma 2 --sheet out.png"
     out.print(f"\nThen try: {example}", soft_wrap=True)
 
 

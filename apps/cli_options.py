@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,11 +71,30 @@ WorkersOption = Annotated[
     int | None, typer.Option(help="Decoding processes; 0 decodes in this one. [default: cores - 1]")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of posterior samples.")]
+
+
+def named(suffix: str) -> Callable[[Path | None], Path | None]:
+    """The check that a file to write is not called something that it will not be."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None and path.suffix.lower() not in ("", suffix):
+            raise typer.BadParameter(f"{path.name} would be {suffix[1:].upper()}; call it {path.stem}{suffix}")
+        return path
+
+    return check
+
+
+SheetOption = Annotated[
+    Path | None, typer.Option("--sheet", metavar="PNG", callback=named(".png"), help="Write a contact sheet.")
+]
 RejectsOption = Annotated[
     float, typer.Option(help="Stop when more than this share of the collection cannot be used, 0 to 1.")
 ]
 ShardOption = Annotated[
     int | None, typer.Option(help="Rows per shard. [default: as many as fill 64 MiB, at most 2,048]")
 ]
-RankOption = Annotated[int | None, typer.Option(help="Eigenpairs to keep. [default: all up to d = 4,096, above 1,024]")]
+RankOption = Annotated[
+    int | None,
+    typer.Option(help="Eigenpairs to keep. [default: all up to d = 4,096, above 1,024]"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

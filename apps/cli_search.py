@@ -11,7 +11,9 @@ import typer
 from .cli_options import (
     JsonOption,
     MovedEncoderOption,
+    SheetOption,
     WorkspaceArgument,
+    named,
 )
 
 __all__ = ["register"]
@@ -98,7 +100,7 @@ def search(
         ),
     ] = None,
     encoder: MovedEncoderOption = None,
-    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
+    sheet: SheetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find neighbours of an image, or of a noisy state of it.
@@ -146,10 +148,12 @@ def duplicates(
     ] = None,
     as_json: JsonOption = False,
     parquet: Annotated[
-        Path | None, typer.Option("--out", metavar="PARQUET", help="Write every member of every group.")
+        Path | None,
+        typer.Option("--out", metavar="PARQUET", callback=named(".parquet"), help="Write every member of every group."),
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Write a contact sheet of the largest groups.")
+        Path | None,
+        typer.Option(metavar="PNG", callback=named(".png"), help="Write a contact sheet of the largest groups."),
     ] = None,
     encoder: MovedEncoderOption = None,
 ) -> None:

@@ -8,13 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from .cli_options import MovedEncoderOption
+from .cli_options import DeviceOption, JsonOption, MovedEncoderOption, SheetOption, WorkspaceArgument
 
 __all__ = ["register"]
-
-_Workspace = Annotated[Path, typer.Argument(metavar="WS", help="Folder of the workspace.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu. [default: cuda if there is one]")]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def map_(
-    workspace: _Workspace,
+    workspace: WorkspaceArgument,
     method: Annotated[
         Literal["umap", "pca"], typer.Option(help="umap needs the extra `map`; pca is the two leading directions.")
     ] = "umap",
@@ -62,11 +58,11 @@ def map_(
         out.print(f"{made.path}: {len(made.points):,} images, each with {made.neighbours.ids.shape[1]} neighbours")
         if picture:
             path, shown = plot_map(workspace, made, encoder=encoder)
-            out.print(f"{path}: {shown:,} thumbnails")
+            out.print(f"{path}: {shown:,} thumbnails" if shown else f"{path}: a dot for each")
 
 
 def clip(
-    workspace: _Workspace,
+    workspace: WorkspaceArgument,
     model: Annotated[
         str,
         typer.Option(
@@ -80,7 +76,7 @@ def clip(
     image_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column with the images, for tables that have several.")
     ] = None,
-    device: _Device = None,
+    device: DeviceOption = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
     workers: Annotated[int, typer.Option(help="Decoding processes; 0 decodes in this one.")] = 1,
 ) -> None:
@@ -101,7 +97,7 @@ def clip(
 
 
 def clip_search(
-    workspace: _Workspace,
+    workspace: WorkspaceArgument,
     query: Annotated[Path | None, typer.Argument(metavar="QUERY", help="Image file to search with.")] = None,
     text: Annotated[str | None, typer.Option(help="Search with words instead.")] = None,
     row: Annotated[
@@ -111,10 +107,10 @@ def clip_search(
     model: Annotated[
         str | None, typer.Option("--clip", metavar="MODEL", help="Where the CLIP model lies now, if it moved.")
     ] = None,
-    device: _Device = None,
+    device: DeviceOption = None,
     encoder: MovedEncoderOption = None,
-    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
-    as_json: _Json = False,
+    sheet: SheetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Find images by words, by an image, or by a row, in CLIP's space.
 
@@ -135,13 +131,13 @@ def clip_search(
 
 
 def clip_compare(
-    workspace: _Workspace,
+    workspace: WorkspaceArgument,
     k: Annotated[
         list[int] | None, typer.Option("-k", help="Length of neighbour lists; repeat. [default: 1 10 100]")
     ] = None,
     directions: Annotated[int, typer.Option(help="Leading directions of CLIP to predict from the latents.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the held-out rows and of the nulls.")] = 0,
-    as_json: _Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare the latent space with CLIP's: shared neighbours, and which of CLIP's directions the latents tell.
 
@@ -161,7 +157,7 @@ def clip_compare(
 
 
 def clip_trajectory(
-    workspace: _Workspace,
+    workspace: WorkspaceArgument,
     model: Annotated[
         str | None,
         typer.Option(help="Pipeline's folder or hub id. [default: the model that ships with the project]"),
@@ -175,9 +171,9 @@ def clip_trajectory(
     clip: Annotated[
         str | None, typer.Option("--clip", metavar="MODEL", help="Where the CLIP model lies now, if it moved.")
     ] = None,
-    device: _Device = None,
+    device: DeviceOption = None,
     encoder: MovedEncoderOption = None,
-    as_json: _Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Follow generations in CLIP's space: how early the final image's neighbours are there, beside two nulls.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_options import named
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -56,7 +58,7 @@ def bench_teleport(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images a call.")] = 50,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu. [default: cuda if there is one]")] = None,
-    figure: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the curves.")] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="PNG", callback=named(".png"), help="Draw the curves.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure what skipping the first steps costs and saves: error and Frechet distance, with and without.

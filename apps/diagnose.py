@@ -43,7 +43,7 @@ def require_drawable(workspace: str | Path, model: str | None) -> None:
 def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Progress = silent) -> str:
     """Write spectrum.png, reproducible.png, power.png, convergence.png and diagnostics.json into a folder.
 
-    Convergence is left out with fewer than 64 latents.
+    Convergence is left out with fewer than 64 latents, and power of latents of a single place, such as embeddings.
 
     Arguments
         workspace: its folder, fitted.
@@ -72,7 +72,7 @@ def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Pro
     name = opened.manifest.recipe.source
     plot_spectrum(fitted, found, folder / "spectrum.png", name)
     plot_reproducible(split, folder / "reproducible.png", name)
-    if found.channel_variance is not None and found.radial_power is not None:
+    if found.channel_variance is not None and found.radial_power is not None and len(found.radial_power.frequency) > 1:
         plot_power(
             found.channel_variance.numpy(), found.radial_power, folder / "power.png", name,
             colours=opened.manifest.recipe.encoder.kind == "pixels",

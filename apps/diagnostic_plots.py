@@ -50,7 +50,7 @@ def plot_reproducible(split: SplitHalf, path: Path, name: str = "") -> Words:
     axis.plot(ranks, 100 * chance, color=GREY, linewidth=1.4, label="unrelated directions (chance)")
     if split.reproducible:
         height = 100 * float(split.overlap[split.reproducible - 1])
-        axis.plot(split.reproducible, height, "o", color=AMBER, markersize=6)
+        axis.plot(split.reproducible, height, "o", color=AMBER, markersize=6, clip_on=False)
         early = split.reproducible < count / 3
         axis.annotate(
             f"{split.reproducible:,} reproducible", (split.reproducible, height), color=AMBER, fontweight="bold",
@@ -106,7 +106,7 @@ def plot_power(
     plain_log(left.yaxis)
     left.set_xlabel("spatial frequency (cycles per latent pixel)")
     left.set_ylabel("variance of a Fourier coefficient")
-    legend(left, "lower left")
+    legend(left)
     bars = [shades[channel] for channel in range(channels)] if named else BLUE
     right.bar(np.arange(channels), variance, color=bars, width=0.7)
     right.grid(axis="x", visible=False)

@@ -91,16 +91,18 @@ def explore(
 
 def _open_ahead(workspace: str, encoder: str | None = None) -> None:
     """Open what the first page shows before the first reader comes; its faults are told there, to be put right there."""
+    from streamlit import get_option
     from streamlit.logger import set_log_level
 
-    set_log_level("ERROR")  # outside a page Streamlit warns at every cached function, with reason and without effect
+    get_option("server.port")  # reads the configuration, which sets the level of logging
+    # Outside a page Streamlit warns at every cached function, with reason and without effect; the server sets the level anew.
+    set_log_level("ERROR")
     from .explorer.app import show  # noqa: F401 (its imports, too, are what a reader would wait for)
     from .explorer.loading import open_workspace
     from .explorer.spectrum import prepare
 
     with suppress(ManifoldError):
         prepare(open_workspace(workspace, encoder))
-    set_log_level("INFO")
     # Streamlit collects garbage after every run of a page, and to look through all that is imported by now takes three times
     # as long as to answer a slider.
     gc.collect()

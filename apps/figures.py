@@ -99,7 +99,8 @@ def finish(pyplot: Any, figure: Any, path: Path, words: Words, bare: bool = Fals
         size = min(14.0, 14 * 8.3 * width / len(words.heading))
         figure.suptitle(words.heading, x=0.02, y=0.985, ha="left", fontsize=size, fontweight="bold")
         figure.text(0.02, 0.905, words.facts, color=FAINT, fontsize=10)
-        wrapped = textwrap.fill(words.caption, int(14.2 * width))
+        caption = words.caption.replace(" %", "\u00a0%")  # no line begins with a unit
+        wrapped = textwrap.fill(caption, int(14.2 * width))
         figure.text(0.02, 0.012, wrapped, color=FAINT, fontsize=9, va="bottom", linespacing=1.3)
     save_figure(pyplot, figure, path)
     return words

@@ -35,7 +35,8 @@ _WIDTH, _HEIGHT, _CELL = 1800, 1300, 44
 _MARGIN, _HEADING, _SIDE = 36, 92, 380
 _MAP = (_CELL, 2 * _CELL, 31 * _CELL, 29 * _CELL)
 _DOTS = (_WIDTH - _SIDE - _MARGIN // 2, _HEADING + 34, _WIDTH - _MARGIN, _HEADING + 34 + 330)
-"""Boxes in pixels: left, top, right, bottom."""
+_ALONE = (_MARGIN + 6, _MAP[1], _WIDTH - _MARGIN - 6, _MAP[3] - _CELL)
+"""Boxes in pixels: left, top, right, bottom. The last is of dots without thumbnails and legend."""
 _AT_ONCE = 64
 
 
@@ -105,7 +106,8 @@ def draw_map(
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN // 2), "Map of the collection", _INK, ImageFont.load_default(28))
     draw.text((_MARGIN, _MARGIN + 18), about, _FAINT, ImageFont.load_default(17))
-    inner = (_MAP[0] + 1, _MAP[1] + 1, _MAP[2] - 1, _MAP[3] - 1)
+    bare = pictures is None
+    inner = _ALONE if bare and not legend else (_MAP[0] + 1, _MAP[1] + 1, _MAP[2] - 1, _MAP[3] - (_CELL if bare else 1))
     places = _places(points, inner, same_scale=plane)
     shown = chosen_thumbnails(places) if pictures is not None else []
     for start in range(0, len(shown), _AT_ONCE):
@@ -118,6 +120,7 @@ def draw_map(
     else:
         _dots(sheet, places, colours, 5)
         _legend(draw, legend, _HEADING)
+        draw.text((_MARGIN, _HEIGHT - 40), _axes(plane), _FAINT, ImageFont.load_default(17))
     return sheet, len(shown)
 
 
@@ -184,10 +187,13 @@ def _side(
     _dots(sheet, places, colours, 4)
     draw.rectangle((left - 6, top - 6, right + 6, bottom + 6), outline=_LINE)
     y = _legend(draw, legend, bottom + 34)
-    axes = "Across: the first direction. Up: the second." if plane else "Only nearness means something, not the axes."
-    for line in ("Where many images crowd one place, the", "thumbnail is the one nearest its middle.", axes):
+    for line in ("Where many images crowd one place, the", "thumbnail is the one nearest its middle.", _axes(plane)):
         draw.text((left, y), line, _FAINT, ImageFont.load_default(17))
         y += 26
+
+
+def _axes(plane: bool) -> str:
+    return "Across: the first direction. Up: the second." if plane else "Only nearness means something, not the axes."
 
 
 def _legend(draw: ImageDraw.ImageDraw, legend: dict[int, _Colour], y: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,11 +59,13 @@ class Answer:
 def noise_level(sigma: float, timestep: float | None, scheduler: str | None) -> tuple[float, float]:
     """alpha and sigma from what a user gave: a sigma with alpha = 1, or a timestep of a scheduler, in its own coordinates.
 
-    Raises: InputError if both or half of the second are given.
+    Raises: InputError if both or half of the second are given, or sigma is no noise level.
     """
     if (timestep is None) != (scheduler is None):
         raise InputError("--timestep and --scheduler belong together: a timestep means a noise level of one scheduler")
     if timestep is None or scheduler is None:
+        if not 0 <= sigma < math.inf:
+            raise InputError(f"--sigma must be finite and at least 0, it is {sigma:g}")
         return 1.0, sigma
     if sigma:
         raise InputError("give the noise level either as --sigma or as --timestep with --scheduler, not both")

@@ -164,13 +164,16 @@ class SearchService:
         self, x_t: Tensor, query: ImageQuery | LatentQuery, seed: int | None, x0_hat: Tensor | None = None
     ) -> dict[str, Any]:
         with self._search_lock:
-            hits = self._searcher.search(x_t, query.alpha, query.sigma, query.question, query.k, x0_hat=x0_hat)
+            hits = self._searcher.search(
+                x_t, query.alpha, query.sigma, query.question, query.k, query.where, x0_hat=x0_hat
+            )
         return {
             "question": query.question,
             "alpha": query.alpha,
             "sigma": query.sigma,
             "seed": seed,
             "score_name": hits.score_name,
+            "among": hits.among,
             "neighbours": [{**_record(row), "score": row[hits.score_name]} for row in hits.rows()],
         }
 

@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
@@ -127,6 +127,10 @@ def _add_reading(app: FastAPI, service: SearchService) -> None:
             return Response(status_code=304, headers=headers)
         return Response(jpeg, media_type="image/jpeg", headers=headers)
 
+    @app.get("/", include_in_schema=False)
+    def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
         return HTMLResponse(api_page(app.openapi()), headers={"Content-Security-Policy": _PAGE_POLICY})
@@ -199,8 +203,9 @@ def _search(service: SearchService, data: bytes, fields: dict[str, Any] | None) 
 async def _read_form(request: Request) -> tuple[bytes, dict[str, Any]]:
     """The bytes of the field `image`, and the other fields as text."""
     try:
-        async with request.form(max_files=1, max_fields=10, max_part_size=_FIELD_BYTES) as form:
-            fields = dict(form)
+        async with request.form(max_files=1, max_fields=20, max_part_size=_FIELD_BYTES) as form:
+            fields: dict[str, Any] = dict(form)
+            fields["where"] = [text for text in form.getlist("where") if text]  # a form sends fields left empty, too
             image = fields.pop("image", None)
             if not isinstance(image, UploadFile):
                 raise HTTPException(422, "the form must have an image file in its field image")
@@ -302,6 +307,8 @@ class _Guard:
                 raise HTTPException(413, self._too_large)
             return message
 
+        if scope["method"] == "HEAD":  # answered as GET is, whose body the server below leaves out
+            scope = {**scope, "method": "GET"}
         await self._app(scope, counted, send)
 
     @property

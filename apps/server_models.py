@@ -44,6 +44,12 @@ class _Query(BaseModel):
         0.0, ge=0, le=LARGEST_LEVEL, allow_inf_nan=False, description="Noise level, in latent units; 0 is clean."
     )
     k: int = Field(10, ge=1, description="Neighbours to return; the server has a largest value, see /info.")
+    where: list[Annotated[str, Field(max_length=200)]] = Field(
+        [],
+        max_length=8,
+        description="Conditions on the metadata that a row must meet to be found, such as `label=3` or `caption~dog`; in a "
+        "form one to a field, repeated.",
+    )
 
     @field_validator("sigma")
     @classmethod
@@ -116,8 +122,10 @@ class SearchAnswer(BaseModel):
     sigma: float = Field(examples=[0.8])
     seed: int | None = Field(description="Of the noise; null for a latent, which is not noised.", examples=[0])
     score_name: Literal["probability", "distance"] = Field(
-        description="`probability` over the whole collection, falling; or `distance` in latent units, rising."
+        description="`probability` over the whole collection, or over the rows that meet the conditions, falling; or "
+        "`distance` in latent units, rising."
     )
+    among: int | None = Field(description="Rows that meet the conditions; null without any.", examples=[5000])
     neighbours: list[Neighbour]
 
 

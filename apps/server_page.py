@@ -85,7 +85,7 @@ def _form(schema: dict[str, Any], path: str, body: dict[str, Any]) -> str:
     inputs = []
     for name, field in body["properties"].items():
         resolved = _resolve(schema, field)
-        default = escape(str(field.get("default", "")), quote=True)
+        default = "" if resolved.get("type") == "array" else escape(str(field.get("default", "")), quote=True)
         if resolved.get("format") == "binary":
             control = f"<input type=file name={name} required>"
         elif "enum" in resolved:

@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from manifold.files import atomic_path
 
+from .plain_text import plain
+
 __all__ = ["Layout", "Panel", "draw_groups", "draw_sheet", "save_sheet"]
 
 _INK, _FAINT, _PAPER, _LINE = (28, 30, 34), (110, 114, 122), (255, 255, 255), (222, 224, 228)
@@ -146,7 +148,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _cut(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
-    """The text, shortened with an ellipsis to fit a width in pixels."""
+    """The text in one line without control signs, shortened with an ellipsis to fit a width in pixels."""
+    text = plain(" ".join(text.split()), width)
     if draw.textlength(text, _font(size)) <= width:
         return text
     while text and draw.textlength(text + "…", _font(size)) > width:

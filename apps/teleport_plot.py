@@ -49,7 +49,7 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
                 axis.set_ylabel("RMS error (deviations of the samples)")
             else:
                 spread, middle = by["seeds_chance_sd"], by["seeds_reference"]
-                axis.axhspan(middle - spread, middle + spread, color=GREY, alpha=0.35, linewidth=0)
+                axis.axhspan(max(middle - spread, 0.0), middle + spread, color=GREY, alpha=0.35, linewidth=0)
                 axis.set_ylabel("Fréchet distance to other seeds")
         left.set_xlabel("network evaluations")
         left.set_xticks(sorted(set(found.facts["evaluations"])))

@@ -281,7 +281,7 @@ def _record(item: Decoded) -> dict[str, Any]:
 def _too_many(
     rejects: list[dict[str, Any]], inputs: int, max_rejects: float, share_of: int, workspace: Workspace
 ) -> TooManyRejectsError:
-    reasons = Counter(reject["reason"] for reject in rejects).most_common(3)
+    reasons = Counter(reject["reason"] for reject in rejects).most_common()
     listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
     share = f"{max_rejects:g}" if share_of == inputs else f"{max_rejects:g} of {share_of:,}"
     return TooManyRejectsError(

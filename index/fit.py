@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from manifold.covariance import LowRankCovariance, fit_lowrank, fit_stationary
+from manifold.covariance import LowRankCovariance, default_rank, fit_lowrank, fit_stationary
 from manifold.cross_spectrum import CrossSpectrum
 from manifold.diagnostics import diagnose, verdict
 from manifold.errors import InputError, NotFittedError
@@ -33,7 +33,6 @@ __all__ = ["Model", "WatchedRows", "fit_workspace", "judge_workspace", "refit_wo
 
 Model = Literal["auto", "full", "lowrank", "stationary"]
 
-_FULL_UP_TO = 4096
 _LOWRANK = 1024
 _MOMENTS_UP_TO = 16_384
 """Above, the d x d matrix of the moments takes more than 2 GiB, and a low-rank model comes straight from the latents."""
@@ -56,8 +55,9 @@ def fit_workspace(
         workspace: its folder; encoding must be complete.
         model: `full` (all eigenpairs), `lowrank` (the leading ones and an isotropic tail), `stationary` (translation
             invariant, for few images), or `auto`, which compares them and their shrinkages on rows left out and says why
-            in the manifold's metadata. `full` up to d = 4,096 and `lowrank` above, unless given.
-        rank: eigenpairs of `lowrank`, 1 to d; 1,024 unless given. Asking for a rank asks for `lowrank`.
+            in the manifold's metadata. Unless given `full` up to d = 4,096, and `lowrank` above or with few images.
+        rank: eigenpairs of `lowrank`, 1 to d; `manifold.covariance.default_rank` unless given. Asking for a rank asks for
+            `lowrank`.
         precision: `fast` (float32 products, float64 sums) or `exact` (float64); see `manifold.Moments`.
         class_covariances: where images have labels, whether each class gets a covariance of its own; where they take
             256 MiB at most, unless said. Counts and means of classes are kept in any case: see `load_class_statistics`.
@@ -71,7 +71,7 @@ def fit_workspace(
         NonFiniteError naming the row if a latent has NaN or infinity; FormatError if a file is damaged; StorageError.
 
     Cost: n d^2 multiply-adds for the moments, as many again for covariances of classes, O(d^3) for the eigendecomposition;
-    about 20 d^2 bytes of memory, 8 d^2 more a class. Above d = 4,096 a low-rank model of at most d / 2 images takes n^2 d and
+    about 20 d^2 bytes of memory, 8 d^2 more a class. Above d = 1,024 a low-rank model of at most d / 2 images takes n^2 d and
     no d x d matrix. Above d = 16,384 a low-rank model takes ten passes and no d x d matrix,
     and no moments are kept; `stationary` takes O(n d log d) and no such matrix either; `auto` takes a few fits.
     """
@@ -108,10 +108,10 @@ def fit_workspace(
             metadata["selection"] = selection.reason
             fitted = GaussianManifold(selection.model, shape=shape, count=len(store), metadata=metadata)
         elif moments is None:
-            covariance = fit_lowrank(store, min(_rank(store.d, model, rank), len(store) - 1))
+            covariance = fit_lowrank(store, min(_rank(store, model, rank), len(store) - 1))
             fitted = GaussianManifold(covariance, shape=shape, count=len(store), metadata=metadata)
         else:
-            kept = _rank(store.d, model, rank)
+            kept = _rank(store, model, rank)
             fitted = GaussianManifold.from_moments(moments, rank=kept, shape=shape, metadata=metadata)
             _warn_unresolved(moments, fitted, opened)
         if fitted.total_variance == 0:
@@ -207,13 +207,13 @@ def _warn_unresolved(moments: Moments, fitted: GaussianManifold, workspace: Work
         warn_unresolved(moments, fitted.covariance, workspace.latents.read(rows))
 
 
-def _rank(d: int, model: Model | None, asked: int | None) -> int:
+def _rank(store: LatentStore, model: Model | None, asked: int | None) -> int:
     """Eigenpairs to keep of d; keeping all of them is the full model."""
     if asked is not None:
         return asked
-    if model == "full" or (model is None and d <= _FULL_UP_TO):
-        return d
-    return min(_LOWRANK, d)
+    if model == "full":
+        return store.d
+    return default_rank(len(store), store.d) if model is None else min(_LOWRANK, store.d)
 
 
 def _checksums(workspace: Workspace) -> list[str]:

@@ -121,7 +121,7 @@ def verdict(diagnostics: Diagnostics) -> str:
     if agreed == 0:
         return (
             f"{rows} are not enough: two halves of the data do not agree on even the first of {diagnostics.d:,} "
-            "directions; encode more images or use the stationary model."
+            "directions; encode more images."
         )
     share = float(diagnostics.cumulative[min(agreed, len(diagnostics.cumulative)) - 1])
     if agreed == compared == diagnostics.d:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .covariance import CovarianceModel, LowRankCovariance, fit_covariance, load
+from .covariance import CovarianceModel, LowRankCovariance, default_rank, fit_covariance, load
 from .distances import bures_distance, kl_divergence
 from .errors import FormatError, InputError, NotFittedError, ShapeError
 from .gaussian_posterior import GaussianPosterior
@@ -34,9 +34,6 @@ from .states import Level, Levels, flat_states, level_pair, like, safe_ratio
 from .trajectory import Rotation, Trajectory, rotation, sensitivity, trajectory
 
 __all__ = ["GaussianManifold", "Level"]
-
-_FULL_UP_TO = 4096
-_RANK_ABOVE = 1024
 
 
 class GaussianManifold:
@@ -84,7 +81,7 @@ class GaussianManifold:
 
         Arguments
             latents: at least two rows in all.
-            rank: eigenpairs to keep; all up to d = 4,096 and 1,024 above unless given.
+            rank: eigenpairs to keep; `covariance.default_rank` of them unless given.
             shape: (C, H, W); taken from the latents if they have it.
 
         Raises: NotFittedError with fewer than two rows; ShapeError; NonFiniteError naming the row.
@@ -114,7 +111,7 @@ class GaussianManifold:
     ) -> Self:
         """Estimate from streamed moments. Raises: NotFittedError, InputError if the rank is not 1 to d."""
         if rank is None:
-            rank = moments.d if moments.d <= _FULL_UP_TO else min(_RANK_ABOVE, moments.d)
+            rank = default_rank(moments.count, moments.d)
         full = rank == moments.d
         covariance = fit_covariance(moments, "full") if full else fit_covariance(moments, "lowrank", rank)
         return cls(covariance, shape=shape, count=moments.count, metadata=metadata)

@@ -192,4 +192,4 @@ def _leading(store: RowStore, k: int | None, device: torch.device | str) -> LowR
     moments = Moments(store.d, device=device)
     for batch in store.batches(2048):
         moments.update(batch)
-    return fit_covariance(moments) if k is None else fit_covariance(moments, "lowrank", k)
+    return fit_covariance(moments, "lowrank", k or store.d)

@@ -531,6 +531,7 @@ def test_what_is_imported_ahead_is_left_out_of_the_collections_between_two_answe
     lines = "import gc, sys; from manifold_apps.explore import _open_ahead; _open_ahead(sys.argv[1])"
     lines += "; print(len(gc.get_objects()), gc.get_freeze_count())"
     done = subprocess.run([sys.executable, "-c", lines, str(workspace)], capture_output=True, text=True, check=True)
+    assert not done.stderr, "Streamlit's warnings about running outside a page"
     looked_through, frozen = (int(word) for word in done.stdout.split()[-2:])
     assert looked_through < frozen / 20
 

@@ -728,6 +728,7 @@ def test_the_schema_describes_every_address_with_examples(client):
         "alpha",
         "sigma",
         "k",
+        "where",
         "seed",
     }
     assert body["application/json"]["schema"]["required"] == ["latent"]
@@ -784,11 +785,42 @@ def test_the_page_needs_no_other_address(client):
 
 def test_the_pages_form_can_be_sent_as_it_stands(client, root):
     fields = Page(client.get("/docs").text).fields
-    assert list(fields) == ["image", "question", "alpha", "sigma", "k", "seed"]
+    assert list(fields) == ["image", "question", "alpha", "sigma", "k", "where", "seed"]
     assert fields["image"]["type"] == "file"
     values = {name: field["value"] for name, field in fields.items() if "value" in field}
     answer = search_with(client, photo(root, 8), **values).json()
     assert answer["neighbours"][0]["image_path"] == "08.png"
+
+
+def test_conditions_as_of_the_command(client, root, states):
+    """Of 40 pictures those whose key is asked for, by an image and by a latent; probabilities are over them alone."""
+    searcher = Searcher.open(root)
+    where = ["key>00", "key<=12"]
+    hits = searcher.search(states[:1], 0.8, 0.6, "source", 50, where)
+    body = {"latent": states[0].tolist(), "alpha": 0.8, "sigma": 0.6, "question": "source", "k": 50, "where": where}
+    answer = client.post("/search", json=body).json()
+    assert [one["row"] for one in answer["neighbours"]] == hits.ids[0].tolist()
+    assert answer["among"] == hits.among == len(answer["neighbours"])
+    assert sum(one["score"] for one in answer["neighbours"]) == pytest.approx(1)
+    form = client.post("/search", files={"image": ("a.png", photo(root, 8))}, data={"where": where, "k": "50"}).json()
+    assert {one["row"] for one in form["neighbours"]} == set(hits.ids[0].tolist())
+    assert client.post("/search", json={"latent": states[0].tolist()}).json()["among"] is None
+    for bad, words in (
+        (["colour=red"], ("colour",)),
+        (["key=nothing"], ("no row meets",)),
+        (["label=1"] * 9, ("where: ",)),
+        (["x" * 201], ("where.0: ",)),
+        ("label=1", ("where: ", "array")),
+    ):
+        refused(client.post("/search", json={"latent": states[0].tolist(), "where": bad}), 422, *words)
+
+
+def test_the_root_leads_to_the_page_and_heads_are_answered(client):
+    response = client.get("/", follow_redirects=False)
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")
+    for path in ("/health", "/thumbnails/3", "/docs"):
+        assert client.head(path).status_code == 200
+    assert client.head("/images/100000").status_code == 404
 
 
 def test_the_page_escapes_what_a_schema_says():

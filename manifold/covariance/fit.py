@@ -17,11 +17,22 @@ from .full import FullCovariance
 from .lowrank import LowRankCovariance
 from .shrinkage import oas_intensity
 
-__all__ = ["DEFAULT_RANK", "fit_covariance", "fit_lowrank"]
+__all__ = ["DEFAULT_RANK", "default_rank", "fit_covariance", "fit_lowrank"]
 
 DEFAULT_RANK = 256
 _DENSE_LIMIT = 4096  # up to here all eigenpairs cost seconds, and the leading ones are exact
+_RANK_ABOVE = 1024
+_DENSE_QUICK = 1024  # up to here a decomposition takes a tenth of a second, however few the rows
 _FEW_VALUES = 2**26  # rows that take 512 MiB in float64
+
+
+def default_rank(n: int, d: int) -> int:
+    """Eigenpairs worth keeping of n rows of d values: all up to d = 4,096, 1,024 above, or those that few rows have, n - 1.
+
+    Few are at most d / 2, with d above 1,024.
+    """
+    most = d if d <= _DENSE_LIMIT else _RANK_ABOVE
+    return min(most, n - 1) if _few(n, d) else most
 
 
 def fit_covariance(
@@ -39,8 +50,8 @@ def fit_covariance(
     Arguments
         moments: at least two rows.
         model: "full" for all d eigenpairs, "lowrank" for the leading `rank` and an isotropic tail.
-        rank: number of eigenpairs of "lowrank", 256 (or d, if smaller) by default; above d = 4096 no more than the rows
-            have, n - 1, where they are few.
+        rank: number of eigenpairs of "lowrank", 256 (or d, if smaller) by default; above d = 1,024 no more than the rows
+            have, n - 1, where they are at most d / 2.
         shrinkage: the intensity a in [0, 1], or "oas" for the estimate that needs no second look at the rows;
             `ledoit_wolf_intensity` computes another one.
         dtype: type of the model's tensors. The eigenproblem is solved in float64; float32 is what latents come in,
@@ -50,9 +61,9 @@ def fit_covariance(
 
     Raises: InputError; NotFittedError if fewer than two rows came.
 
-    Cost: O(d^3) for "full", and for "lowrank" up to d = 4096 or with rank above d / 8, exact: 2.5 s at d = 3072.
-    Otherwise "lowrank" takes O(n^2 d), exact, as long as the moments hold all their rows and these are at most d / 2, and
-    else O(d^2 k) by a randomised block method; see `leading_eigenpairs` for its accuracy.
+    Cost: O(d^3) for "full". "lowrank" takes O(n^2 d), exact, above d = 1,024 as long as the moments hold all their rows and
+    these are at most d / 2; else O(d^3), exact, up to d = 4096 or with rank above d / 8; else O(d^2 k) by a randomised block
+    method, see `leading_eigenpairs` for its accuracy.
     """
     if moments.count < 2:
         raise NotFittedError(f"a covariance needs at least 2 rows, {moments.count} came; encode more images")
@@ -99,7 +110,7 @@ def fit_lowrank(
     Raises: InputError; NonFiniteError naming the row.
 
     Cost: at most ten passes over the rows; memory of 8 d (rank + 32) values. Eigenvalues approach from below, to 1e-4
-    of themselves or better (benchmarks/lowrank.py: the leading 64 of 256 at d = 65,536). Above d = 4096, rows of 2^26 values
+    of themselves or better (benchmarks/lowrank.py: the leading 64 of 256 at d = 65,536). Above d = 1,024, rows of 2^26 values
     in all, and at most d / 2, are read once and decomposed exactly, in O(n^2 d).
     """
     if not 1 <= rank <= store.d:
@@ -115,7 +126,7 @@ def fit_lowrank(
 
 def _few(n: int, d: int) -> bool:
     """Whether rows are so few that their own products are quicker than those of their values."""
-    return d > _DENSE_LIMIT and 1 < n <= d // 2 and n * d <= _FEW_VALUES
+    return d > _DENSE_QUICK and 1 < n <= d // 2 and n * d <= _FEW_VALUES
 
 
 def _of_few_rows(rows: Tensor, rank: int, intensity: float, dtype: torch.dtype) -> LowRankCovariance:
