@@ -30,9 +30,9 @@ def info(workspace: WorkspaceArgument, as_json: JsonOption = False) -> None:
     Example: manifold info ws --json
     """
     from .console import out
-    from .describe import describe_workspace, description_table
+    from .describe import describe_workspace, description_table, reject_reasons
 
-    described = describe_workspace(workspace)
+    described = {**describe_workspace(workspace), "reject_reasons": reject_reasons(workspace)}
     if as_json:
         print(json.dumps(described, indent=2))
     else:

@@ -23,11 +23,13 @@ __all__ = [
     "RejectsOption",
     "SeedOption",
     "ShardOption",
+    "SheetOption",
     "SizeOption",
     "TileOption",
     "WorkersOption",
     "WorkspaceArgument",
     "WorkspaceOption",
+    "named",
 ]
 
 WorkspaceArgument = Annotated[Path, typer.Argument(metavar="WS", help="Folder of the workspace.")]
@@ -73,11 +75,16 @@ WorkersOption = Annotated[
 SeedOption = Annotated[int, typer.Option(help="Seed of posterior samples.")]
 
 
+_FORMATS = {".bmp", ".csv", ".gif", ".html", ".jpeg", ".jpg", ".json", ".jsonl", ".parquet", ".pdf", ".png", ".svg",
+            ".tif", ".tiff", ".tsv", ".txt", ".webp"}  # fmt: skip
+"""What the end of a name may promise; another dot in a name promises nothing."""
+
+
 def named(suffix: str) -> Callable[[Path | None], Path | None]:
     """The check that a file to write is not called something that it will not be."""
 
     def check(path: Path | None) -> Path | None:
-        if path is not None and path.suffix.lower() not in ("", suffix):
+        if path is not None and path.suffix.lower() in _FORMATS - {suffix}:
             raise typer.BadParameter(f"{path.name} would be {suffix[1:].upper()}; call it {path.stem}{suffix}")
         return path
 
@@ -95,6 +102,6 @@ ShardOption = Annotated[
 ]
 RankOption = Annotated[
     int | None,
-    typer.Option(help="Eigenpairs to keep. [default: all up to d = 4,096, above 1,024]"),
+    typer.Option(help="Eigenpairs to keep. [default: as many as vary, above d = 4,096 1,024 of them]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -26,7 +26,7 @@ def fit(
     model: Annotated[
         Literal["auto", "full", "lowrank", "stationary"] | None,
         typer.Option(
-            help="Covariance model; auto compares them on rows left out. [default: full up to d = 4,096, else lowrank]"
+            help="Covariance model; auto compares them on rows left out. [default: full; lowrank for large d or few images]"
         ),
     ] = None,
     rank: RankOption = None,

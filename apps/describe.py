@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from index.card import INDEX_SCHEMA, read_card
+from index.shards import read_rejects
 from index.statistics import UNLABELLED, class_means_path, class_moments_path, load_manifold
 from index.workspace import Workspace
 from manifold.class_means import ClassMeans
 from manifold.diagnostics import diagnose
 from manifold.spectrum import SHARES
 
-__all__ = ["describe_workspace", "description_table", "recall_text"]
+__all__ = ["describe_workspace", "description_table", "recall_text", "reject_reasons"]
 
 
 def describe_workspace(workspace: str | Path) -> dict[str, Any]:
@@ -59,6 +61,15 @@ def describe_workspace(workspace: str | Path) -> dict[str, Any]:
     return described
 
 
+def reject_reasons(workspace: str | Path) -> dict[str, int]:
+    """How many inputs were rejected for each reason, the most frequent first.
+
+    Raises: InputError if there is no workspace; FormatError if the list is damaged.
+    """
+    rejects = read_rejects(Workspace.open(workspace))
+    return dict(Counter(reject["reason"] for reject in rejects).most_common())
+
+
 def _classes(workspace: Workspace) -> dict[str, Any] | None:
     """Labels and their rows, as the fit counted them; None if there are none."""
     path = class_means_path(workspace)
@@ -88,7 +99,8 @@ def description_table(described: dict[str, Any]) -> Table:
     collections = ", ".join(dict.fromkeys([described["collection"], *described["additions"]]))
     table.add_row("collection", f"{collections}, {described['inputs']:,} inputs")
     table.add_row("latents", f"{described['rows']:,} rows, {described['latents_bytes'] / 2**20:,.1f} MiB{state}")
-    table.add_row("rejects", f"{described['rejects']:,}")
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in described.get("reject_reasons", {}).items())
+    table.add_row("rejects", f"{described['rejects']:,}{': ' if reasons else ''}{reasons}")
     if described["removed"]:
         table.add_row("removed", f"{described['removed']:,}")
     table.add_row("encoder", f"{encoder['id']} ({encoder['kind']}, {encoder['mode']}, {encoder['dtype']}{size})")

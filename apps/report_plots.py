@@ -23,7 +23,7 @@ from .figures import (
     plain_log,
     save_figure,
     two_panels,
-)  # fmt: skip
+)
 from .report_measure import Targets
 
 __all__ = ["plot_sample_spectrum", "plot_targets", "sample_variances"]

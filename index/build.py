@@ -18,6 +18,7 @@ import numpy as np
 from manifold.errors import InputError, ManifoldWarning
 from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file, write_json
 from manifold.gaussian import GaussianManifold
+from manifold.precision import without_autocast
 
 from .card import INDEX_SCHEMA
 from .costs import INVERTED
@@ -51,6 +52,7 @@ def plan_workspace(
     return _plan(opened, load_manifold(opened), rank, kind, memory, recall)
 
 
+@without_autocast
 def build_index(
     workspace: str | Path,
     *,

@@ -19,6 +19,7 @@ from manifold.diagnostics import diagnose, verdict
 from manifold.errors import InputError, NotFittedError
 from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments, Precision
+from manifold.precision import without_autocast
 from manifold.reproducibility import FEWEST_ROWS, passes_over, split_half
 from manifold.resolution import warn_unresolved
 from manifold.selection import fit_auto
@@ -40,6 +41,7 @@ _LOOKED_AT = 512
 """Rows that are read again where variances lie below what the precision resolves."""
 
 
+@without_autocast
 def fit_workspace(
     workspace: str | Path,
     *,
@@ -56,8 +58,8 @@ def fit_workspace(
         model: `full` (all eigenpairs), `lowrank` (the leading ones and an isotropic tail), `stationary` (translation
             invariant, for few images), or `auto`, which compares them and their shrinkages on rows left out and says why
             in the manifold's metadata. Unless given `full` up to d = 4,096, and `lowrank` above or with few images.
-        rank: eigenpairs of `lowrank`, 1 to d; `manifold.covariance.default_rank` unless given. Asking for a rank asks for
-            `lowrank`.
+        rank: eigenpairs of `lowrank`, 1 to d, of which few images have n - 1; see `manifold.covariance.default_rank` unless
+            given, but for 1,024 of the model `lowrank`. Asking for a rank asks for `lowrank`.
         precision: `fast` (float32 products, float64 sums) or `exact` (float64); see `manifold.Moments`.
         class_covariances: where images have labels, whether each class gets a covariance of its own; where they take
             256 MiB at most, unless said. Counts and means of classes are kept in any case: see `load_class_statistics`.

@@ -29,6 +29,12 @@ _NEGLIGIBLE = 40.0
 """Nats below the most probable row at which any number of rows hold nothing: 1e8 of them less than 1e-9."""
 _TOLERATED = 0.01
 """Nats that a logarithm of a probability may be off by; the products themselves are some hundred times better."""
+_CROWD = 64
+"""Rows in question for one state in one batch beyond which float64 products of the whole batch take less time."""
+_FINE = 1e-7
+"""Rounding of float64 products, as a share of that of float32."""
+_HELD = 2**22
+"""Pairs of a state and a row in question that are held at once, 32 bytes each."""
 
 
 @without_autocast
@@ -54,16 +60,23 @@ def posterior(
         rows of the collection, not over the k; with `rows`, over those: they are conditional on its being one of them.
 
     Cost: one pass over the latents for every 1,024 states, n d multiply-adds for each state, as many for one as for 32; with
-    many states little more than a matrix product of all states with all latents takes. At most 0.5 GiB.
+    many states little more than a matrix product of all states with all latents takes. States that many rows are equally near
+    to take longer, and passes of their own where there are many of both. Some 0.7 GiB at most, and 32 bytes a row.
 
     Distances are float32 products about the mean. They are taken again in float64 where their rounding might decide which
     rows are the k nearest, or might change the probability of a row that has any by more than 1 %.
     """
     ids = np.empty((len(x_t), k), dtype=np.int64)
     probabilities = np.empty((len(x_t), k))
-    for low in range(0, len(x_t), STATES_TOGETHER):
-        part = slice(low, low + STATES_TOGETHER)
-        ids[part], probabilities[part] = _posterior(store, mean, x_t[part], alpha[part], sigma[part], k, rows)
+    waiting = [slice(low, min(low + STATES_TOGETHER, len(x_t))) for low in range(0, len(x_t), STATES_TOGETHER)]
+    while waiting:
+        part = waiting.pop()
+        found = _posterior(store, mean, x_t[part], alpha[part], sigma[part], k, rows)
+        if found is None:
+            middle = (part.start + part.stop) // 2
+            waiting += [slice(part.start, middle), slice(middle, part.stop)]
+        else:
+            ids[part], probabilities[part] = found
     return ids, probabilities
 
 
@@ -75,23 +88,36 @@ def _posterior(
     sigma: np.ndarray,
     k: int,
     rows: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """See `posterior`; None if so many rows are in question that it takes fewer states at once."""
     a, width = torch.from_numpy(alpha)[:, None], torch.from_numpy(2 * sigma**2)[:, None]
-    centred = (x_t.double() - a * mean.double()).float()
-    lengths = torch.stack([one.double().square().sum() for one in centred])[:, None]
-    blocks = torch.nn.functional.pad(centred, (0, 0, 0, -len(x_t) % _STATES)).split(_STATES)
+    centred = x_t.double() - a * mean.double()
+    lengths = torch.stack([one.square().sum() for one in centred])[:, None]
+    blocks = _blocks(centred.float())
     least = torch.full((len(x_t), k), torch.inf, dtype=torch.float64)  # upper bounds of the k least squared distances
     others = torch.full((len(x_t),), -torch.inf, dtype=torch.float64)  # log of what the rows that stay rough hold
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    held = 0
     for numbers, batch in numbered_batches(store, rows):
         products, squares = _products(blocks, batch, mean)
         squared = products[: len(x_t)].double().mul_(-2 * a)
         squared.addcmul_(a**2, squares).add_(lengths).clamp_min_(0)
         # The length of the state is the same for all rows, and its rounding moves none of them past another.
         off = (2 * a * lengths.sqrt() * squares.sqrt()).addcmul_(a**2, squares).mul_(PRODUCT_ROUNDING)
-        least = torch.cat([least, squared + off], 1).topk(k, largest=False).values
+        earlier, least = least, _least(least, squared, off)
         near = _in_question(squared, off, least, width)
+        crowded = (near.sum(1) > _CROWD).nonzero()[:, 0]
+        if len(crowded):
+            products, squares = _products(_blocks(centred[crowded]), batch, mean)
+            some = products[: len(crowded)].mul_(-2 * a[crowded])
+            squared[crowded] = some.addcmul_(a[crowded] ** 2, squares).add_(lengths[crowded]).clamp_min_(0)
+            off[crowded] *= _FINE
+            least[crowded] = _least(earlier[crowded], squared[crowded], off[crowded])
+            near[crowded] = _in_question(squared[crowded], off[crowded], least[crowded], width[crowded])
         state, place = near.nonzero(as_tuple=True)
+        held += len(state)
+        if held > _HELD and len(x_t) > 1:
+            return None
         found.append((state, numbers[place], squared[state, place], off[state, place]))
         others = torch.logaddexp(others, (squared.masked_fill_(near, torch.inf) / -width).logsumexp(1))
     states, ids, squared, off = (torch.cat(part) for part in zip(*found, strict=True))
@@ -113,6 +139,16 @@ def _posterior(
     return best, probabilities
 
 
+def _blocks(centred: Tensor) -> Sequence[Tensor]:
+    """States (m, d) in blocks of `_STATES`, the last filled up with zeros."""
+    return torch.nn.functional.pad(centred, (0, 0, 0, -len(centred) % _STATES)).split(_STATES)
+
+
+def _least(earlier: Tensor, squared: Tensor, off: Tensor) -> Tensor:
+    """Upper bounds of the k least squared distances, (m, k), of those before and those of one more batch."""
+    return torch.cat([earlier, squared + off], 1).topk(earlier.shape[1], largest=False).values
+
+
 def _in_question(squared: Tensor, off: Tensor, least: Tensor, width: Tensor) -> Tensor:
     """Which rows need their exact distance.
 
@@ -127,12 +163,13 @@ def _in_question(squared: Tensor, off: Tensor, least: Tensor, width: Tensor) -> 
 
 
 def _products(blocks: Sequence[Tensor], batch: np.ndarray, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Products (states, rows) of centred states with the rows of a batch about the mean, and the rows' squares (rows,)."""
-    products = torch.empty(_STATES * len(blocks), len(batch), dtype=torch.float32)
+    """Products (states, rows) of centred states with a batch about the mean, in the states' type, and the rows' squares."""
+    dtype = blocks[0].dtype
+    products = torch.empty(_STATES * len(blocks), len(batch), dtype=dtype)
     squares = torch.empty(len(batch), dtype=torch.float64)
     for low in range(0, len(batch), _ROWS):
         part = slice(low, min(low + _ROWS, len(batch)))
-        deviations = torch.from_numpy(batch[part]).float().sub_(mean)
+        deviations = torch.from_numpy(batch[part]).to(dtype).sub_(mean)
         squares[part] = torch.linalg.vector_norm(deviations, dim=1).double().square()
         for number, block in enumerate(blocks):
             products[number * _STATES : (number + 1) * _STATES, part] = (deviations @ block.T).T

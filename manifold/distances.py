@@ -30,7 +30,7 @@ def kl_divergence(p: CovarianceModel, q: CovarianceModel, alpha: float = 1.0, si
 
     Cost: O(d^2 k) time, memory of a few blocks of 512 rows.
     """
-    p, q = _pair(p, q)
+    p, q = (_orthonormal(one) for one in _pair(p, q))
 
     def noisy(v: Tensor) -> Tensor:
         return alpha**2 * v + sigma**2
@@ -80,7 +80,7 @@ def bures_wasserstein(p: CovarianceModel, q: CovarianceModel) -> float:
 
 
 def bures_distance(p: CovarianceModel, q: CovarianceModel) -> float:
-    """The root of `bures_wasserstein`. Precise to about 1e-7 of sqrt(tr P): it is a root of a difference."""
+    """The root of `bures_wasserstein`. Raises: as that. Precise to about 1e-7 of sqrt(tr P): a root of a difference."""
     return math.sqrt(bures_wasserstein(p, q))
 
 

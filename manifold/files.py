@@ -81,15 +81,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_errors_of(library: type[Exception]) -> Iterator[None]:
-    """Turn what a library raises instead of an OSError, when a write of its own fails, into one."""
+    """Turn what a library raises instead of an OSError, when a write of its own fails, into one; other errors stay."""
     try:
         yield
     except library as error:
         named = re.search(r"os error (\d+)", str(error))
-        by_text = (
-            code for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS) if os.strerror(code) in str(error)
-        )
-        raise OSError(int(named[1]) if named else next(by_text, errno.EIO), str(error)) from error
+        told = (code for code in errno.errorcode if os.strerror(code) in str(error))
+        code = int(named[1]) if named else next(told, None)
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code)) from error
 
 
 def is_utf8(text: str) -> bool:

@@ -356,7 +356,7 @@ class GaussianManifold:
         return float(kl_divergence(self.covariance, other.covariance, alpha, sigma))
 
     def bures_distance(self, other: GaussianManifold) -> float:
-        """2-Wasserstein distance between the two Gaussians; see `manifold.distances`."""
+        """2-Wasserstein distance between the two Gaussians. Raises: as `manifold.distances.bures_wasserstein`."""
         return bures_distance(self.covariance, other.covariance)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -46,8 +46,9 @@ class GaussianPosterior:
         """Draws of x0 given x_t, (draws, n, ...). Cost: two products of (n, d) by (d, k) each."""
         flat = self.mean.flatten(1)
         reference = self._covariance.mean
-        drawn = flat.new_empty(draws, *flat.shape)
-        for one in drawn:
+        drawn = []
+        for _ in range(draws):
             white = torch.randn(flat.shape, generator=generator, dtype=reference.dtype, device=reference.device)
-            one.copy_(self._covariance.apply(lambda v: self._variance(v).sqrt(), white).to(flat) + flat)
-        return drawn.reshape(draws, *self.mean.shape)
+            drawn.append(self._covariance.apply(lambda v: self._variance(v).sqrt(), white).to(flat) + flat)
+        stacked = torch.stack(drawn) if drawn else flat.new_empty(0, *flat.shape)
+        return stacked.reshape(draws, *self.mean.shape)

@@ -12,6 +12,7 @@ from .covariance import LowRankCovariance, fit_covariance, fit_lowrank
 from .errors import InputError
 from .moments import Moments
 from .power import channel_variance, radial_power
+from .precision import without_autocast
 from .rows import RowStore, RowSubset
 from .spectrum import (
     SHARES,
@@ -63,6 +64,7 @@ class SplitHalf:
     rows: int
 
 
+@without_autocast
 def split_half(
     store: RowStore, rank: int = 1024, *, threshold: float = 0.9, device: torch.device | str = "cpu"
 ) -> SplitHalf:
@@ -130,6 +132,7 @@ class Convergence:
     radial_power: Tensor | None
 
 
+@without_autocast
 def convergence(
     store: RowStore,
     rank: int = 256,
@@ -186,10 +189,10 @@ def convergence(
 
 
 def _leading(store: RowStore, k: int | None, device: torch.device | str) -> LowRankCovariance:
-    """The leading k eigenpairs, or all where a dense covariance fits and 256 where it does not."""
+    """The leading k eigenpairs, or all that the rows have where a dense covariance fits and 256 where it does not."""
     if store.d > _DENSE_LIMIT:
         return fit_lowrank(store, min(k or 256, store.d), device=device)
     moments = Moments(store.d, device=device)
     for batch in store.batches(2048):
         moments.update(batch)
-    return fit_covariance(moments, "lowrank", k or store.d)
+    return fit_covariance(moments, "lowrank", store.d if k is None else k)

@@ -47,7 +47,8 @@ def level_pair(alpha: Level, sigma: Level, rows: int, reference: Tensor) -> tupl
     """
     pair = []
     for name, value in (("alpha", alpha), ("sigma", sigma)):
-        value = value.copy() if isinstance(value, np.ndarray) else value  # torch knows no arrays in reverse
+        if isinstance(value, np.ndarray):  # in reverse, or of another byte order, torch takes none
+            value = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
         level = torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
         if level.ndim > 1 or (level.ndim == 1 and len(level) != rows):
             raise ShapeError(f"{name} must be a number or ({rows},), it has shape {tuple(level.shape)}")

@@ -195,6 +195,8 @@ def test_errors_are_one_sentence(workspace, tmp_path):
     fails(manifold("search", workspace, "--row", 300), "rows are numbered 0 to 29")
     fails(manifold("search", workspace, "--row", 3, "--timestep", 5), "--timestep and --scheduler belong together")
     fails(manifold("search", workspace, "--row", 3, "--timestep", 5, "--scheduler", tmp_path), "scheduler_config.json")
+    for level in ("nan", "inf", "-1"):
+        fails(manifold("search", workspace, "--row", 3, "--sigma", level), "--sigma must be finite and at least 0")
     fails(manifold("fit", workspace, "--rank", 5000), "between 1 and d = 768")
     (tmp_path / "text.png").write_text("no image")
     fails(manifold("search", workspace, tmp_path / "text.png"), "cannot be used")
@@ -374,6 +376,42 @@ def test_no_duplicates_is_a_result_and_not_an_error(workspace, tmp_path):
     assert json.loads(done.stdout)["groups"] == []
     assert "no group to draw" in done.stderr
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_what_was_rejected_is_said_in_full(tmp_path):
+    photos = write_photos(tmp_path / "photos")
+    (photos / "empty.png").touch()
+    (photos / "text.png").write_text("no image")
+    (photos / "cut.png").write_bytes((photos / "01.png").read_bytes()[:150])
+    (photos / "also.png").touch()
+    fails(manifold("run", photos, "-w", tmp_path / "ws", "--size", 8), "4 of 34", "empty file (2)", "not an image (1)")
+    assert manifold("run", photos, "-w", tmp_path / "ws", "--size", 8, "--max-rejects", 1).returncode == 0
+    printed = manifold("info", tmp_path / "ws").stdout
+    assert "4: empty file (2)" in printed
+    reasons = json.loads(manifold("info", tmp_path / "ws", "--json").stdout)["reject_reasons"]
+    assert sum(reasons.values()) == 4
+    assert len(reasons) == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "name", "advice"),
+    [("search", "--sheet", "a.gif", "a.png"), ("duplicates", "--sheet", "b.jpg", "b.png"),
+     ("duplicates", "--out", "c.csv", "c.parquet")],
+)  # fmt: skip
+def test_pictures_and_tables_are_called_what_they_are(workspace, tmp_path, command, option, name, advice):
+    rows = ["--row", "0"] if command == "search" else []
+    done = manifold(command, workspace, *rows, option, tmp_path / name)
+    assert done.returncode == 2
+    assert f"call it {advice}" in done.stderr
+    assert not (tmp_path / name).exists()
+
+
+def test_captions_of_several_lines_fit_on_a_sheet(workspace, tmp_path):
+    odd = tmp_path / "one\ntwo.png"
+    odd.write_bytes((workspace.parent / "photos" / "03.png").read_bytes())
+    done = manifold("search", workspace, odd, "--sheet", tmp_path / "sheet.png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sheet.png").exists()
 
 
 def test_info_counts_what_was_added_and_removed(tmp_path):

@@ -75,6 +75,10 @@ def test_what_cannot_be_drawn_is_left_out_or_said(tmp_path, latents):
     draw_diagnostics(few, tmp_path / "plots")
     names = {path.name for path in (tmp_path / "plots").iterdir()}
     assert names == {*NAMES, "diagnostics.json"} - {"convergence.png"}
+    flat = make_workspace(tmp_path / "flat", latents, shape=(48, 1, 1)).root  # embeddings have no spatial frequencies
+    fit_workspace(flat)
+    draw_diagnostics(flat, tmp_path / "of flat")
+    assert {path.name for path in (tmp_path / "of flat").iterdir()} == {*NAMES, "diagnostics.json"} - {"power.png"}
     fit_workspace(few, model="stationary")
     with pytest.raises(InputError, match="this model is stationary"):
         draw_diagnostics(few, tmp_path / "plots")

@@ -16,6 +16,16 @@ class Rows(ArrayRows):
         return self._array[numbers]
 
 
+class CountedRows(Rows):
+    """And counts them."""
+
+    count = 0
+
+    def read(self, numbers):
+        self.count += len(numbers)
+        return super().read(numbers)
+
+
 def by_bayes(x, x_t, sigma, k):
     """Ids and probabilities by a sum over all rows in float64, ties by row number."""
     squared = np.square(x_t.double().numpy()[:, None] - x.astype(np.float64)[None]).sum(2)
@@ -56,6 +66,32 @@ def test_rows_that_nearly_coincide_under_noise_of_any_size(offset):
     wanted_ids, wanted = by_bayes(x, x_t, sigma, 20)
     np.testing.assert_array_equal(ids, wanted_ids)
     np.testing.assert_allclose(probabilities, wanted, rtol=1e-3, atol=1e-12)
+
+
+def test_where_all_rows_are_weighty_few_are_read_again():
+    """Long rows under much noise: float32 cannot vouch for any probability, and float64 products can for nearly all."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((300, 20_000)).astype(np.float16)
+    for sigma in (20.0, 30.0, 40.0):
+        x_t = torch.from_numpy((x[:4] + sigma * rng.standard_normal((4, 20_000))).astype(np.float32))
+        levels, store = np.full(4, sigma), CountedRows(x)
+        ids, probabilities = posterior(store, torch.zeros(20_000), x_t, np.ones(4), levels, 3)
+        wanted_ids, wanted = by_bayes(x, x_t, levels, 3)
+        np.testing.assert_array_equal(ids, wanted_ids)
+        np.testing.assert_allclose(probabilities, wanted, rtol=1e-3, atol=1e-12)
+        assert store.count < 4 * 100
+
+
+def test_many_states_near_to_many_rows_are_asked_in_parts(monkeypatch):
+    monkeypatch.setattr("index.posterior._HELD", 2000)
+    rng = np.random.default_rng(4)
+    x = np.repeat(rng.standard_normal((2, 32)), 150, axis=0).astype(np.float16)
+    x_t = torch.from_numpy((x[:40] + 0.1 * rng.standard_normal((40, 32))).astype(np.float32))
+    levels = np.full(40, 0.1)
+    ids, probabilities = asked(x, x_t, levels, 5)
+    wanted_ids, wanted = by_bayes(x, x_t, levels, 5)
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_allclose(probabilities, wanted, rtol=1e-3)
 
 
 def test_neither_how_many_states_come_nor_where_they_are_cut_changes_a_bit():

@@ -14,6 +14,7 @@ from manifold.covariance import (
     LowRankCovariance,
     StationaryCovariance,
     blend_with_stationary,
+    default_rank,
     fit_covariance,
     fit_lowrank,
     fit_stationary,
@@ -33,6 +34,7 @@ from manifold.errors import (
     ShapeError,
 )
 from manifold.files import save_tensors
+from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments
 from manifold.rows import ArrayRows
 
@@ -253,7 +255,7 @@ def few_rows_of_many_values(monkeypatch):
     """The route that rows take where they are few and long, for rows of `D` values."""
     import sys
 
-    monkeypatch.setattr(sys.modules["manifold.covariance.fit"], "_DENSE_LIMIT", D - 1)
+    monkeypatch.setattr(sys.modules["manifold.covariance.fit"], "_DENSE_QUICK", D - 1)
 
 
 def no_matrix(self, ddof=1):
@@ -303,6 +305,35 @@ def test_rows_that_were_multiplied_already_take_the_other_route(few_rows_of_many
     few, dense = (fit_covariance(moments, "lowrank", 9, dtype=torch.float64) for moments in (held, multiplied))
     assert_close(few.eigvals, dense.eigvals)
     torch.testing.assert_close(few.eigvecs, dense.eigvecs, rtol=0, atol=1e-8)
+
+
+def test_all_directions_of_few_rows_are_the_covariance(few_rows_of_many_values):
+    """As many eigenpairs as rows vary in, by default: the same Gaussian as all d of them, most of which are zero."""
+    rows = data(10)
+    assert (default_rank(10, D), default_rank(D // 2 + 1, D), default_rank(10, 10)) == (9, D, 10)
+    assert default_rank(10**6, 16_384) == 1024
+    few, full = GaussianManifold.fit(rows), GaussianManifold.from_moments(moments_of(rows), rank=D)
+    assert (few.k, full.k) == (9, D)
+    states = torch.from_numpy(rows[:5] + 1.0).float()
+    for name in ("denoise", "endpoint", "log_prob"):
+        one, other = (getattr(manifold, name)(states, 0.8, 0.6) for manifold in (few, full))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert few.total_variance == pytest.approx(full.total_variance)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_directions_that_rows_do_not_vary_in_have_no_variance_at_all(few_rows_of_many_values, seed):
+    """Not round-off, which would pass for a density; on both routes."""
+    rows = np.random.default_rng(seed).standard_normal((10, D))
+    halves = moments_of(rows[:5])
+    halves.merge(moments_of(rows[5:]))
+    held, multiplied = moments_of(rows), moments_of(rows)
+    multiplied.flush()
+    for moments in (held, multiplied, halves):
+        manifold = GaussianManifold.from_moments(moments)
+        assert (manifold.k, manifold.tail_var) == (9, 0.0)
+        with pytest.raises(InputError, match="no density"):
+            manifold.log_prob(torch.from_numpy(rows).float())
 
 
 def test_few_rows_with_nan_are_refused_by_number(few_rows_of_many_values):

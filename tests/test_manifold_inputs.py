@@ -30,6 +30,8 @@ def test_rows_in_reverse_and_of_another_byte_order():
     fits = [fit_mixture(one, 2).log_likelihood[-1] for one in (ROWS, ROWS.astype(">f4"))]
     assert fits[0] == fits[1]
     assert np.isfinite(fit_mixture(ROWS[::-1], 2).log_likelihood[-1])
+    swapped = manifold.denoise(torch.from_numpy(ROWS), levels.astype(">f8"), np.array(0.5))
+    torch.testing.assert_close(swapped, manifold.denoise(torch.from_numpy(ROWS), torch.from_numpy(levels), 0.5))
 
 
 def test_neighbours_are_those_of_any_scale():
@@ -41,6 +43,12 @@ def test_neighbours_are_those_of_any_scale():
     np.testing.assert_array_equal(exact_neighbours(np.ones((5, 2)), 2).ids[0], [1, 2])
     with pytest.raises(InputError, match="float16, float32 or float64"):
         exact_neighbours(np.arange(12).reshape(6, 2), 2)
+
+
+def test_samples_of_a_posterior_can_be_differentiated():
+    states = torch.from_numpy(ROWS[:3]).requires_grad_()
+    GaussianManifold.fit(ROWS).posterior(states, 1.0, 1.0).sample(2).sum().backward()
+    assert bool((states.grad != 0).any())
 
 
 def test_batches_without_a_row():

@@ -17,6 +17,7 @@ from manifold.cross_spectrum import CrossSpectrum
 from manifold.distances import bures_wasserstein
 from manifold.errors import InputError
 from manifold.noising import noised
+from manifold.reproducibility import split_half
 from manifold.rows import ArrayRows
 from manifold.scatter import _add_rows_by_matmul
 
@@ -127,6 +128,8 @@ def test_autocast_around_a_call_costs_no_digit(workspace):
             stationary.apply(torch.sqrt, rows),
             mixture.denoise(rows, 1.0, 0.5),
             fit_lowrank(ArrayRows(rows), 8).eigvals,
+            GaussianManifold.fit(rows.half()).eigvals,
+            split_half(ArrayRows(rows)).overlap,
             path.x_t,
             scatter,
             eigen_coordinates(workspace, k=5),

@@ -143,7 +143,8 @@ def _with_tail(
     mean: Tensor, eigvals: Tensor, eigvecs: Tensor, total: float, intensity: float, dtype: torch.dtype, count: int
 ) -> LowRankCovariance:
     d, k = eigvecs.shape
-    tail_var = max(total - float(eigvals.sum()), 0.0) / (d - k) if k < d else 0.0
+    # Rows vary in n - 1 directions at most: beyond them what is left of the total is round-off.
+    tail_var = max(total - float(eigvals.sum()), 0.0) / (d - k) if k < min(count - 1, d) else 0.0
     shrunk = _shrink(eigvals, total / d, intensity)
     tail_var = (1 - intensity) * tail_var + intensity * total / d if k < d else 0.0
     return LowRankCovariance(mean.to(dtype), shrunk.to(dtype), eigvecs.to(dtype).contiguous(), tail_var, count=count)
