@@ -59,7 +59,7 @@ def plot_spectrum(manifold: GaussianManifold, diagnostics: Diagnostics, path: Pa
         f"n = {diagnostics.count:,} latents, d = {diagnostics.d:,} values each, total variance {diagnostics.trace:,.4g}, "
         f"participation ratio {diagnostics.participation_ratio:.3g}",
         "How to read it: the steeper the fall on the left, the fewer directions hold most of the variance; "
-        "the dots on the right count them for 50, 80, 90, 95 and 99 %.",
+        "the dots count them for 50, 80, 90, 95 and 99 %.",
     )
     finish(pyplot, figure, path, words)
 
