@@ -30,7 +30,8 @@ _INTRODUCTION = f"""# The commands
 Written by `{REGENERATE}`; change the commands, not this page.
 
 `manifold --debug COMMAND` shows the traceback of an error, `manifold COMMAND --help` what stands here. Results go to standard
-output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.
+output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C,
+143 by SIGTERM.
 """
 _HUB = re.compile(r"--(?:encoder|clip) [\w.-]+/[\w.-]+")
 _MARK = "<!-- needs a download: in the tests a small model of that name stands in -->"

@@ -1,8 +1,10 @@
-"""What the commands share at the terminal: progress bars, warnings of one line, and an orderly end on Ctrl-C."""
+"""What the commands share at the terminal: progress bars, warnings of one line, and an orderly end on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,12 +54,33 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {unit}/s" if speed else "", style="dim")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers and a shutdown send it."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM stop the work as Ctrl-C does; signals belong to the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def long_work(left: str = "nothing was written") -> Iterator[Progress]:
     """Draw a bar for every stage reported, on the error stream and only where that is a terminal.
 
     Arguments
-        left: what there is if the work is stopped by Ctrl-C; `RESUMES` where it goes on from there.
+        left: what there is if the work is stopped, by Ctrl-C or SIGTERM; `RESUMES` where it goes on from there.
     """
     bars = Bars(
         TextColumn("{task.description:>7}"),
@@ -76,11 +99,11 @@ def long_work(left: str = "nothing was written") -> Iterator[Progress]:
         bars.update(tasks[stage], completed=done, total=total)
 
     try:
-        with bars:
+        with bars, _terminable():
             yield report
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         err.print(f"stopped; {left}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(stopped, _Terminated) else 130) from None
 
 
 def print_whole(table: Table) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -404,6 +405,29 @@ def test_pictures_and_tables_are_called_what_they_are(workspace, tmp_path, comma
     assert done.returncode == 2
     assert f"call it {advice}" in done.stderr
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_work_says_what_is_left(tmp_path, number, code):
+    photos = write_photos(tmp_path / "photos", 400)
+    stopping = f"""
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it as ignored
+from index.shards import ShardWriter
+append = ShardWriter.append
+def stopped(*given, **more):
+    append(*given, **more)
+    os.kill(os.getpid(), {int(number)})
+ShardWriter.append = stopped
+from manifold_apps.cli import main
+main()
+"""
+    asked = ["encode", photos, "-w", tmp_path / "ws", "--size", 8, "--shard-rows", 100, "--batch-size", 50]
+    command = [sys.executable, "-c", stopping, *map(str, asked)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr.strip() == "stopped; what is committed is kept, run the same command again to continue"
+    assert manifold(*asked).returncode == 0
 
 
 def test_captions_of_several_lines_fit_on_a_sheet(workspace, tmp_path):
