@@ -30,11 +30,13 @@ _NEGLIGIBLE = 40.0
 _TOLERATED = 0.01
 """Nats that a logarithm of a probability may be off by; the products themselves are some hundred times better."""
 _CROWD = 64
-"""Rows in question for one state in one batch beyond which float64 products of the whole batch take less time."""
+"""Rows beyond k in question for one state in one batch, at which float64 products of the whole batch take less time."""
 _FINE = 1e-7
 """Rounding of float64 products, as a share of that of float32."""
 _HELD = 2**22
 """Pairs of a state and a row in question that are held at once, 32 bytes each."""
+_TURNS = 8
+"""How often a row may be among the k nearest so far and not stay there, for each that does: 3 with rows in random order."""
 
 
 @without_autocast
@@ -106,7 +108,7 @@ def _posterior(
         off = (2 * a * lengths.sqrt() * squares.sqrt()).addcmul_(a**2, squares).mul_(PRODUCT_ROUNDING)
         earlier, least = least, _least(least, squared, off)
         near = _in_question(squared, off, least, width)
-        crowded = (near.sum(1) > _CROWD).nonzero()[:, 0]
+        crowded = (near.sum(1) > k + _CROWD).nonzero()[:, 0]
         if len(crowded):
             products, squares = _products(_blocks(centred[crowded]), batch, mean)
             some = products[: len(crowded)].mul_(-2 * a[crowded])
@@ -116,7 +118,7 @@ def _posterior(
             near[crowded] = _in_question(squared[crowded], off[crowded], least[crowded], width[crowded])
         state, place = near.nonzero(as_tuple=True)
         held += len(state)
-        if held > _HELD and len(x_t) > 1:
+        if held > _HELD + _TURNS * k * len(x_t) and len(x_t) > 1:
             return None
         found.append((state, numbers[place], squared[state, place], off[state, place]))
         others = torch.logaddexp(others, (squared.masked_fill_(near, torch.inf) / -width).logsumexp(1))
