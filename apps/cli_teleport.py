@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import named
+from .cli_options import DeviceOption, JsonOption, named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,9 +57,9 @@ def bench_teleport(
         str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved; --clip needs it.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images a call.")] = 50,
-    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu. [default: cuda if there is one]")] = None,
+    device: DeviceOption = None,
     figure: Annotated[Path | None, typer.Option(metavar="PNG", callback=named(".png"), help="Draw the curves.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure what skipping the first steps costs and saves: error and Frechet distance, with and without.
 

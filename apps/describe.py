@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from index.card import INDEX_SCHEMA, read_card
-from index.shards import read_rejects
+from index.health import reason_counts
+from index.shards import counted_rejects
 from index.statistics import UNLABELLED, class_means_path, class_moments_path, load_manifold
 from index.workspace import Workspace
 from manifold.class_means import ClassMeans
@@ -66,8 +66,7 @@ def reject_reasons(workspace: str | Path) -> dict[str, int]:
 
     Raises: InputError if there is no workspace; FormatError if the list is damaged.
     """
-    rejects = read_rejects(Workspace.open(workspace))
-    return dict(Counter(reject["reason"] for reject in rejects).most_common())
+    return reason_counts(counted_rejects(Workspace.open(workspace)))
 
 
 def _classes(workspace: Workspace) -> dict[str, Any] | None:

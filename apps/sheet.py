@@ -149,7 +149,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _cut(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     """The text in one line without control signs, shortened with an ellipsis to fit a width in pixels."""
-    text = plain(" ".join(text.split()), width)
+    text = plain(" ".join(text.split()), width)  # no sign is narrower than a pixel
     if draw.textlength(text, _font(size)) <= width:
         return text
     while text and draw.textlength(text + "…", _font(size)) > width:

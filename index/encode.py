@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from manifold.errors import InputError, TooManyRejectsError
 
+from .health import reason_counts
 from .images import Decoded, EmbeddingSource, ImageSource, decode_stream, open_collection
 from .progress import Progress, silent
 from .shards import ShardWriter, remove_uncommitted
@@ -281,8 +281,7 @@ def _record(item: Decoded) -> dict[str, Any]:
 def _too_many(
     rejects: list[dict[str, Any]], inputs: int, max_rejects: float, share_of: int, workspace: Workspace
 ) -> TooManyRejectsError:
-    reasons = Counter(reject["reason"] for reject in rejects).most_common()
-    listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+    listed = ", ".join(f"{reason} ({count:,})" for reason, count in reason_counts(rejects).items())
     share = f"{max_rejects:g}" if share_of == inputs else f"{max_rejects:g} of {share_of:,}"
     return TooManyRejectsError(
         f"{len(rejects):,} of {inputs:,} images cannot be used, more than the share of {share} allowed: "

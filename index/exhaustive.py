@@ -12,7 +12,7 @@ from manifold.precision import without_autocast
 
 from .latents import LatentStore
 
-__all__ = ["PRODUCT_ROUNDING", "STATES_TOGETHER", "nearest_rows", "numbered_batches"]
+__all__ = ["PRODUCT_ROUNDING", "STATES_TOGETHER", "by_state", "least_bounds", "nearest_rows", "numbered_batches"]
 
 PRODUCT_ROUNDING = 1e-5
 """How far a squared distance from float32 products, |a|^2 - 2 a.b + |b|^2, may be off, as a share of |a|^2 + |b|^2."""
@@ -33,6 +33,22 @@ def numbered_batches(store: LatentStore, rows: np.ndarray | None = None) -> Iter
     for low in range(0, len(rows), size):
         numbers = rows[low : low + size]
         yield torch.from_numpy(numbers), store.read(numbers)
+
+
+def least_bounds(earlier: Tensor, upper: Tensor) -> Tensor:
+    """The k least upper bounds of distances, (m, k), of those before and those of one more batch, (m, rows)."""
+    return torch.cat([earlier, upper], 1).topk(earlier.shape[1], largest=False).values
+
+
+def by_state(states: Tensor, m: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pairs of a state and a row, taken apart by state: for each of m states what every column has of its rows, in order.
+
+    Arguments
+        states: (pairs,) numbers of states. columns: (pairs,) each, rows rising within each state.
+    """
+    order = states.argsort(stable=True)
+    counts = states.bincount(minlength=m).tolist()
+    return zip(*(column[order].split(counts) for column in columns), strict=True)
 
 
 @without_autocast
@@ -71,13 +87,11 @@ def _nearest_rows(store: LatentStore, rows: np.ndarray, mean: Tensor, targets: T
         both = lengths + deviations.double().square().sum(1)
         squared = both - 2 * (centred @ deviations.T).double()
         off = PRODUCT_ROUNDING * both
-        at_most = torch.cat([at_most, squared + off], 1).topk(k, largest=False).values
+        at_most = least_bounds(at_most, squared + off)
         least = squared - off
         state, place = (least <= at_most.amax(1, keepdim=True)).nonzero(as_tuple=True)
         found.append((state, numbers[place], least[state, place]))
     states, ids, at_least = (torch.cat(part) for part in zip(*found, strict=True))
     near = at_least <= at_most.amax(1)[states]
-    states, ids = states[near], ids[near]
-    order = states.argsort(stable=True)  # numbers rise within each batch, and from one to the next
-    counts = states.bincount(minlength=len(targets)).tolist()
-    return [part.numpy() for part in ids[order].split(counts)]
+    # Numbers rise within each batch, and from one to the next.
+    return [part.numpy() for (part,) in by_state(states[near], len(targets), ids[near])]

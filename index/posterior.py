@@ -16,7 +16,7 @@ from torch import Tensor
 
 from manifold.precision import without_autocast
 
-from .exhaustive import PRODUCT_ROUNDING, STATES_TOGETHER, numbered_batches
+from .exhaustive import PRODUCT_ROUNDING, STATES_TOGETHER, by_state, least_bounds, numbered_batches
 from .latents import LatentStore
 
 __all__ = ["posterior"]
@@ -101,20 +101,16 @@ def _posterior(
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     held = 0
     for numbers, batch in numbered_batches(store, rows):
-        products, squares = _products(blocks, batch, mean)
-        squared = products[: len(x_t)].double().mul_(-2 * a)
-        squared.addcmul_(a**2, squares).add_(lengths).clamp_min_(0)
+        squared, squares = _squared(blocks, batch, mean, a, lengths)
         # The length of the state is the same for all rows, and its rounding moves none of them past another.
         off = (2 * a * lengths.sqrt() * squares.sqrt()).addcmul_(a**2, squares).mul_(PRODUCT_ROUNDING)
-        earlier, least = least, _least(least, squared, off)
+        earlier, least = least, least_bounds(least, squared + off)
         near = _in_question(squared, off, least, width)
         crowded = (near.sum(1) > k + _CROWD).nonzero()[:, 0]
         if len(crowded):
-            products, squares = _products(_blocks(centred[crowded]), batch, mean)
-            some = products[: len(crowded)].mul_(-2 * a[crowded])
-            squared[crowded] = some.addcmul_(a[crowded] ** 2, squares).add_(lengths[crowded]).clamp_min_(0)
+            squared[crowded], _ = _squared(_blocks(centred[crowded]), batch, mean, a[crowded], lengths[crowded])
             off[crowded] *= _FINE
-            least[crowded] = _least(earlier[crowded], squared[crowded], off[crowded])
+            least[crowded] = least_bounds(earlier[crowded], squared[crowded] + off[crowded])
             near[crowded] = _in_question(squared[crowded], off[crowded], least[crowded], width[crowded])
         state, place = near.nonzero(as_tuple=True)
         held += len(state)
@@ -123,12 +119,10 @@ def _posterior(
         found.append((state, numbers[place], squared[state, place], off[state, place]))
         others = torch.logaddexp(others, (squared.masked_fill_(near, torch.inf) / -width).logsumexp(1))
     states, ids, squared, off = (torch.cat(part) for part in zip(*found, strict=True))
-    order = states.argsort(stable=True)  # numbers rise within each batch, and from one to the next
-    counts = states.bincount(minlength=len(x_t)).tolist()
-    found_of = zip(ids[order].split(counts), squared[order].split(counts), off[order].split(counts), strict=True)
     best = np.empty((len(x_t), k), dtype=np.int64)
     probabilities = np.empty((len(x_t), k))
-    for row, (numbers, rough, error) in enumerate(found_of):
+    # Numbers rise within each batch, and from one to the next.
+    for row, (numbers, rough, error) in enumerate(by_state(states, len(x_t), ids, squared, off)):
         near = _in_question(rough, error, least[row], width[row])
         left = torch.logaddexp(others[row], (rough[~near] / -width[row]).logsumexp(0))
         chosen = numbers[near].numpy()
@@ -146,9 +140,17 @@ def _blocks(centred: Tensor) -> Sequence[Tensor]:
     return torch.nn.functional.pad(centred, (0, 0, 0, -len(centred) % _STATES)).split(_STATES)
 
 
-def _least(earlier: Tensor, squared: Tensor, off: Tensor) -> Tensor:
-    """Upper bounds of the k least squared distances, (m, k), of those before and those of one more batch."""
-    return torch.cat([earlier, squared + off], 1).topk(earlier.shape[1], largest=False).values
+def _squared(
+    blocks: Sequence[Tensor], batch: np.ndarray, mean: Tensor, a: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Squared distances of states from the rows of a batch, (m, rows) float64, and the rows' squares about the mean.
+
+    Arguments
+        blocks: the states about the mean, of the type in which products are taken. a, lengths: (m, 1), of each state.
+    """
+    products, squares = _products(blocks, batch, mean)
+    squared = products[: len(a)].double().mul_(-2 * a)
+    return squared.addcmul_(a**2, squares).add_(lengths).clamp_min_(0), squares
 
 
 def _in_question(squared: Tensor, off: Tensor, least: Tensor, width: Tensor) -> Tensor:

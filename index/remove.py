@@ -28,7 +28,7 @@ from manifold.selection import FEWEST_ROWS
 from .latents import Shard, latents_file, metadata_file
 from .progress import Progress, silent
 from .refresh import is_behind, refresh_workspace
-from .shards import read_rejects, remove_uncommitted, write_rejects
+from .shards import counted_rejects, remove_uncommitted, write_rejects
 from .workspace import Workspace, writing
 
 __all__ = ["Removed", "remove_images"]
@@ -130,7 +130,7 @@ def _selected(workspace: Workspace, keys: Sequence[str]) -> tuple[np.ndarray, li
     gone = pc.is_in(column, pa.array(possible, pa.string())).to_numpy(zero_copy_only=False)
     if gone.all():
         raise InputError(f"no image would be left in {workspace.root}; delete the folder instead")
-    rejects = [reject for reject in read_rejects(workspace) if reject["input"] < workspace.manifest.next_input]
+    rejects = counted_rejects(workspace)
     found = {*pc.filter(column, pa.array(gone)).to_pylist(), *(reject["key"] for reject in rejects)}
     left = [reject for reject in rejects if reject["key"] not in set(asked)]
     return gone, left, tuple(key for key in asked if key not in found)

@@ -26,7 +26,14 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ShardWriter", "read_rejects", "remove_uncommitted", "shorter_rejects_path", "write_rejects"]
+__all__ = [
+    "ShardWriter",
+    "counted_rejects",
+    "read_rejects",
+    "remove_uncommitted",
+    "shorter_rejects_path",
+    "write_rejects",
+]
 
 _HALF = rf"({re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{8}}-)?"
 _SHARD_FILE = re.compile(rf"latents/{_HALF}latents_\d{{5,}}\.npy|metadata/{_HALF}metadata_\d{{5,}}\.parquet")
@@ -55,6 +62,14 @@ def _reject_schema() -> pa.Schema:
     return pa.schema(
         [("input", pa.int64()), ("image_path", pa.string()), ("key", pa.string()), ("reason", pa.string())]
     )
+
+
+def counted_rejects(workspace: Workspace) -> list[dict[str, Any]]:
+    """Those of `read_rejects` that the manifest counts: an addition that was stopped, or runs now, has listed more.
+
+    Raises: FormatError if the file is damaged.
+    """
+    return [reject for reject in read_rejects(workspace) if reject["input"] < workspace.manifest.next_input]
 
 
 def read_rejects(workspace: Workspace) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from .precision import without_autocast
+
 __all__ = ["Chunk"]
 
 
@@ -30,6 +32,7 @@ class Chunk:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @without_autocast  # which takes no half precision in `torch.cat`
     def read(self, top: int, stop: int, left: int = 0, right: int | None = None) -> Tensor:
         """Rows from `top` to before `stop`, of columns from `left` to before `right`: a view of a part where one has them
         all, and else a copy of a type that holds them.
@@ -49,6 +52,7 @@ class Chunk:
         wide = reduce(torch.promote_types, (piece.dtype for piece in pieces))
         return torch.cat([piece.to(wide) for piece in pieces])
 
+    @without_autocast
     def select(self, rows: Sequence[int]) -> Tensor:
         """Rows by number, as a copy (m, d) of the widest type."""
         return torch.cat([self.read(row, row + 1).to(self.dtype) for row in rows])

@@ -25,7 +25,6 @@ from torch import Tensor
 from .chunk import Chunk
 from .errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError, ShapeError
 from .files import load_tensors, save_tensors
-from .precision import without_autocast
 from .rows import as_rows, first_bad_row, largest_modulus
 from .scatter import Scratch, add_outer, add_rows, add_scatter, column_mean, column_squares, copy_rows, mirror
 
@@ -103,7 +102,6 @@ class Moments:
         waiting = column_mean(Chunk(self._parts))
         return self._mean + (waiting - self._mean) * (self._waiting / self.count)
 
-    @without_autocast
     def update(self, batch: Tensor | np.ndarray, *, copy: bool = True) -> None:
         """Take in a batch of rows; nothing is taken in if any row is refused.
 
@@ -139,7 +137,6 @@ class Moments:
         """
         return Chunk(self._parts).tensor() if self._parts and not self._done else None
 
-    @without_autocast
     def flush(self) -> None:
         """Take the waiting rows in now, as a short chunk. No rows of the data remain in the object or its file.
 
@@ -149,7 +146,6 @@ class Moments:
             self._absorb(Chunk(self._parts), self._peak, self.precision)
             self._parts, self._waiting, self._peak = [], 0, 0.0
 
-    @without_autocast
     def merge(self, other: Moments) -> None:
         """Take in the rows of another accumulator, which stays as it is.
 
@@ -172,7 +168,6 @@ class Moments:
         if other._waiting:
             self._absorb(Chunk(other._parts).to(self.device), other._peak, other.precision)
 
-    @without_autocast
     def covariance(self, ddof: int = 1) -> Tensor:
         """Covariance of all rows, sum (x - mean)(x - mean)^T / (n - ddof).
 
@@ -236,7 +231,6 @@ class Moments:
                 f"{path} holds parts that do not make moments ({error}); fit again to make them"
             ) from error
 
-    @without_autocast
     def tensors(self) -> dict[str, Tensor]:
         """What `save` writes."""
         nothing, multiplied = torch.empty(0, dtype=torch.float64), range(self.d) if self._done else ()

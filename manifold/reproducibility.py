@@ -30,6 +30,7 @@ FEWEST_ROWS = 4
 _DENSE_LIMIT = 4096
 
 
+@without_autocast
 def subspace_overlap(first: Tensor, second: Tensor) -> Tensor:
     """Overlap of the leading j directions of two orthonormal bases, for every j.
 
@@ -64,7 +65,6 @@ class SplitHalf:
     rows: int
 
 
-@without_autocast
 def split_half(
     store: RowStore, rank: int = 1024, *, threshold: float = 0.9, device: torch.device | str = "cpu"
 ) -> SplitHalf:
@@ -132,7 +132,6 @@ class Convergence:
     radial_power: Tensor | None
 
 
-@without_autocast
 def convergence(
     store: RowStore,
     rank: int = 256,

@@ -11,7 +11,7 @@ import streamlit as st
 from index.duplicates import default_threshold
 from index.health import reason_counts
 from index.originals import find_originals
-from index.shards import read_rejects
+from index.shards import counted_rejects
 
 from .figures import AMBER, BLUE, figure, pair, show_figure
 from .loading import Opened
@@ -36,8 +36,7 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
     st.title("Health")
     st.markdown("What the collection holds that its owner may not want.")
     manifest = opened.workspace.manifest
-    # An addition that was stopped, or runs now, has listed rejects that the manifest does not count yet.
-    rejects = [reject for reject in read_rejects(opened.workspace) if reject["input"] < manifest.next_input]
+    rejects = counted_rejects(opened.workspace)
     removed = [("Removed", manifest.removed)] if manifest.removed else []
     row = st.container(horizontal=True, gap="medium")
     for label, value in (
