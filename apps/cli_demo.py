@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,10 @@ def train_demo(
         Path | None,
         typer.Option(metavar="MODEL", help="Folder of a finished model whose decoder and denoiser to train on."),
     ] = None,
+    checkpoints: Annotated[
+        bool,
+        typer.Option("--checkpoints", help="Keep the denoiser at every doubling of steps, for manifold report."),
+    ] = False,
     device: DeviceOption = None,
 ) -> None:
     """Train the small latent diffusion model that ships with the project; run again to train on.
@@ -72,12 +77,17 @@ def train_demo(
     Example: manifold train-demo --data cifar10-train.parquet -o demo-model
     """
     from .console import RESUMES, long_work, out
+    from .training.card import read_history
     from .training.run import train_demo as train
 
     with long_work(RESUMES) as progress:
         painter = train(
             data, folder, autoencoder_steps=autoencoder_steps, decoder_steps=decoder_steps,
             denoiser_steps=denoiser_steps, minutes=minutes, batch_size=batch_size,
-            start=start, device=device, progress=progress,
+            start=start, device=device, checkpoints=checkpoints, progress=progress,
         )  # fmt: skip
+    for network, last in asdict(read_history(painter)).items():
+        losses = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in last.items() if isinstance(value, float)]
+        if losses:
+            out.print(f"{network}: {last['images']:,} images seen, {', '.join(losses)}", soft_wrap=True)
     out.print(f"{painter}: the model, its card README.md, and a gallery of its pictures")

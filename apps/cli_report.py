@@ -29,6 +29,13 @@ def report(
     ),
     seeds: Annotated[int, typer.Option(help="Trajectories to record, at least 4.")] = 64,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 25,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Networks kept during the model's training, checkpoint-STEP/unet, to see what was learned first.",
+        ),
+    ] = None,
 ) -> None:
     """Measure a trained model against the statistics of its latents: one page, each number beside prediction and null.
 
@@ -38,7 +45,9 @@ def report(
     from .report import write_report
 
     with long_work() as progress:
-        made = write_report(workspace, model, output, seeds=seeds, steps=steps, progress=progress)
+        made = write_report(
+            workspace, model, output, seeds=seeds, steps=steps, checkpoints=checkpoints, progress=progress
+        )
     out.print(
         f"{made.path}: one page, {made.path.stat().st_size / 2**20:.1f} MiB, that needs nothing else", soft_wrap=True
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from index.anticipation import Anticipation, measure_anticipation
 from index.encoders import Encoder, PixelEncoder, open_encoder
 from index.progress import Progress, silent
+from index.recall import quartile_levels
 from index.search import Searcher
 from index.statistics import load_manifold
 from index.workspace import Workspace
@@ -24,8 +25,9 @@ from manifold.emergence import Emergence, measure_emergence
 from manifold.empirical import EmpiricalDenoiser
 from manifold.errors import FormatError, InputError, MismatchError, NotFittedError
 from manifold.gaussian import GaussianManifold
+from manifold.learning import Learning, measure_learning
 from manifold.mixture_fit import fit_mixture
-from manifold.nulls import isotropic
+from manifold.nulls import isotropic, shuffled_network
 from manifold.path_pca import PathPCA, measure_path_pca
 from manifold.path_rotation import PathRotation, measure_path_rotation
 from manifold.path_states import closed_form, level_lists
@@ -93,7 +95,8 @@ class Explained:
 class Findings:
     """All of it.
 
-    `anticipation` is None where the workspace has no index that fits it. `stepped_variance` is the total variance that
+    `learning` is None without networks kept during training. `anticipation` is None where the workspace has no index that
+    fits it. `stepped_variance` is the total variance that
     samples would have if the network were the Gaussian's and the sampler took the same steps; None for samplers of higher
     order, and where the sampler clips.
     """
@@ -108,6 +111,7 @@ class Findings:
     emergence: Emergence
     perturbations: list[Perturbation]
     explained: Explained
+    learning: Learning | None
     anticipation: Anticipation | None
     stepped_variance: float | None = None
     remarks: list[str] = field(default_factory=list)
@@ -150,16 +154,26 @@ def model_encoder(workspace: Workspace, model: FlowModel, folder: str | Path | N
     return opened
 
 
-def measure_model(workspace: Workspace, model: FlowModel, *, seeds: int = 64, progress: Progress = silent) -> Findings:
+def measure_model(
+    workspace: Workspace,
+    model: FlowModel,
+    *,
+    seeds: int = 64,
+    checkpoints: Mapping[int, Path] | None = None,
+    progress: Progress = silent,
+) -> Findings:
     """Measure a model against the statistics of a workspace of the same latents.
 
     Arguments
         workspace: fitted; indexed for the anticipation. model: of the same latents. seeds: trajectories, at least 4.
-        progress: told of the stages sample, shuffle, push, explain and anticipate.
+        checkpoints: folders of the model's network as it was during training, by step, rising.
+        progress: told of the stages sample, shuffle, push, explain, learn and anticipate.
 
-    Raises: NotFittedError; InputError with fewer than 4 seeds, a model without eigenvectors, or too few rows.
+    Raises: NotFittedError; InputError with fewer than 4 seeds, a model without eigenvectors, or too few rows; MismatchError
+        if a checkpoint is of another network.
 
-    Cost: about steps (seeds + 16) + 2,000 + 100 steps evaluations of the network, which take nearly all of the time.
+    Cost: about steps (seeds + 16) + 2,000 + 100 steps evaluations of the network, which take nearly all of the time, and 600
+        more for each checkpoint.
     """
     if seeds < 4:
         raise InputError(f"a report needs at least 4 seeds, it got {seeds}")
@@ -182,8 +196,10 @@ def measure_model(workspace: Workspace, model: FlowModel, *, seeds: int = 64, pr
     recording = model.sample(list(range(seeds)), progress)
     shuffled = model.sample_shuffled(list(range(min(seeds, _SHUFFLED_SEEDS))), progress)
     levels = recording.alphas, recording.sigmas
-    explained = _explained(workspace, gaussian, model, recording, progress)
-    if not explained.refitted:
+    held = _held_out(workspace, gaussian, model)
+    explained = _explained(held, model, recording, progress)
+    learning = _learning(held, model, checkpoints, recording, progress) if checkpoints else None
+    if not held.refitted:
         remarks.append("The Gaussian of section 8 is the workspace's own, to which the rows left out belong.")
     return Findings(
         gaussian=gaussian,
@@ -198,6 +214,7 @@ def measure_model(workspace: Workspace, model: FlowModel, *, seeds: int = 64, pr
         ),
         perturbations=_perturbations(gaussian, model, recording, progress),
         explained=explained,
+        learning=learning,
         anticipation=None if searcher is None else _anticipation(searcher, recording, progress),
         stepped_variance=_stepped_variance(gaussian, model, recording),
         remarks=remarks,
@@ -312,9 +329,18 @@ class _Remembered:
         return target
 
 
-def _explained(
-    workspace: Workspace, gaussian: GaussianManifold, model: FlowModel, recording: Recording, progress: Progress
-) -> Explained:
+@dataclass(frozen=True)
+class _HeldOut:
+    """Latents (n, C, H, W) left out, and analytic denoisers of the others by name; the Gaussian is `gaussian`."""
+
+    x0: Tensor
+    gaussian: GaussianManifold
+    analytic: dict[str, Denoiser]
+    fitted: int
+    refitted: bool
+
+
+def _held_out(workspace: Workspace, gaussian: GaussianManifold, model: FlowModel) -> _HeldOut:
     store = workspace.latents
     parts = max(5, math.ceil(len(store) / _HELD_OUT))
     held, kept = RowSubset(store, parts, [0]), RowSubset(store, parts, range(1, parts))
@@ -335,28 +361,61 @@ def _explained(
         denoisers[f"mixture of {_MIXTURE_COMPONENTS}"] = fitted.mixture
     denoisers["empirical"] = EmpiricalDenoiser(kept)
     denoisers["null: isotropic"] = isotropic(left)
+    return _HeldOut(x0, left, denoisers, len(kept), refitted)
+
+
+def _explained(held: _HeldOut, model: FlowModel, recording: Recording, progress: Progress) -> Explained:
     network = _Remembered(model.denoiser())
     rows_found: list[Comparison] = []
     truth: list[Comparison] = []
-    levels = _explained_levels(left, recording)
+    x0, levels = held.x0, _explained_levels(held.gaussian, recording)
     for done, level in enumerate(levels):
         progress("explain", done, len(levels))
         alpha, sigma = 1 / math.hypot(1, level), level / math.hypot(1, level)
         rows_found += compare_denoisers(
-            denoisers, x0, [alpha], [sigma], reference=network, generator=_generator(7), null=True
+            held.analytic, x0, [alpha], [sigma], reference=network, generator=_generator(7), null=True
         )
-        truth += compare_denoisers({"network": network, **denoisers}, x0, [alpha], [sigma], generator=_generator(7))
+        truth += compare_denoisers({"network": network, **held.analytic}, x0, [alpha], [sigma], generator=_generator(7))
     progress("explain", len(levels), len(levels))
-    return Explained(rows_found, truth, len(x0), len(kept), refitted)
+    return Explained(rows_found, truth, len(x0), held.fitted, held.refitted)
 
 
 def _explained_levels(gaussian: GaussianManifold, recording: Recording) -> list[float]:
     """sigma / alpha from a twentieth to fifty times the data's standard deviation, as far as the sampler goes, falling."""
     deviation = math.sqrt(gaussian.total_variance / gaussian.d)
+    low, high = _reached(recording)
+    ends = min(50 * deviation, high), max(0.05 * deviation, low)
+    return torch.logspace(math.log10(ends[0]), math.log10(ends[1]), _LEVELS, dtype=torch.float64).tolist()
+
+
+def _reached(recording: Recording) -> tuple[float, float]:
+    """The least and the most sigma / alpha that the sampler shows to the network, a trace within."""
     noise = _noise(recording)
     reached = noise[noise.isfinite() & (noise > 0)]
-    high, low = min(50 * deviation, 0.999 * float(reached.max())), max(0.05 * deviation, 1.001 * float(reached.min()))
-    return torch.logspace(math.log10(high), math.log10(low), _LEVELS, dtype=torch.float64).tolist()
+    return 1.001 * float(reached.min()), 0.999 * float(reached.max())
+
+
+def _learning(
+    held: _HeldOut, model: FlowModel, checkpoints: Mapping[int, Path], recording: Recording, progress: Progress
+) -> Learning:
+    """The networks kept during training at the levels that decide a quarter, a half and three quarters of the variance."""
+    low, high = _reached(recording)
+    levels = sorted({min(max(level, low), high) for level in quartile_levels(held.gaussian)})
+    lengths = [math.hypot(1, level) for level in levels]
+    steps = list(checkpoints)
+    opened = ((step, model.denoiser(model.kept(path))) for step, path in checkpoints.items())
+    found = measure_learning(
+        opened,
+        held.analytic,
+        held.x0,
+        [1 / length for length in lengths],
+        [level / length for level, length in zip(levels, lengths, strict=True)],
+        null=model.denoiser(shuffled_network(model.kept(checkpoints[steps[-1]]), seed=0)),
+        generator=_generator(8),
+        told=lambda step: progress("learn", steps.index(step), len(steps)),
+    )
+    progress("learn", len(steps), len(steps))
+    return found
 
 
 def _searcher(workspace: Workspace, remarks: list[str]) -> Searcher | None:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from index.progress import Progress, silent
+from manifold.demo_model.weights import quiet_diffusers
 from manifold.denoiser import DiffusersDenoiser
-from manifold.errors import InputError, NotFittedError
+from manifold.errors import FormatError, InputError, MismatchError, NotFittedError
 from manifold.nulls import shuffled_network
 from manifold.pipeline_families import without_variance
 from manifold.recording import Recording, record
@@ -56,9 +58,14 @@ class FlowModel:
     replaced_scheduler: str | None = None
 
     @property
+    def network_name(self) -> str:
+        """Of the network in the pipeline: unet or transformer."""
+        return _network_name(self.pipeline)
+
+    @property
     def network(self) -> Any:
         """The UNet or transformer."""
-        return getattr(self.pipeline, _network_name(self.pipeline))
+        return getattr(self.pipeline, self.network_name)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -92,11 +99,32 @@ class FlowModel:
         with self._with_network(shuffled_network(self.network, seed=0)):
             return self.sample(seeds, progress, "shuffle")
 
-    def denoiser(self) -> DiffusersDenoiser:
-        """The network at any level that its schedule reaches."""
+    def denoiser(self, network: Any = None) -> DiffusersDenoiser:
+        """The network, or another that is called as it is, at any level that its schedule reaches."""
         return DiffusersDenoiser(
-            self.network, NoiseSchedule.from_scheduler(self._fresh_scheduler()), conditions=self._conditions(1)
+            network or self.network,
+            NoiseSchedule.from_scheduler(self._fresh_scheduler()),
+            conditions=self._conditions(1),
         )
+
+    def kept(self, folder: Path) -> Any:
+        """The network as it was kept in `folder` during training, in float32.
+
+        Raises: MismatchError if it is another network; FormatError if it cannot be read.
+        """
+        with quiet_diffusers():
+            try:
+                network = type(self.network).from_pretrained(folder, low_cpu_mem_usage=False)
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                raise FormatError(f"{folder} cannot be opened as a {type(self.network).__name__}: {error}") from error
+        own, other = (
+            {name: value.shape for name, value in one.state_dict().items()} for one in (self.network, network)
+        )
+        if own != other:
+            raise MismatchError(
+                f"{folder} holds another network than that of {self.name}; give checkpoints of its training"
+            )
+        return network.float().eval()
 
     @property
     def starts(self) -> list[int]:
@@ -147,7 +175,7 @@ class FlowModel:
 
     @contextmanager
     def _with_network(self, network: Any) -> Iterator[None]:
-        name, own = _network_name(self.pipeline), self.network
+        name, own = self.network_name, self.network
         setattr(self.pipeline, name, network)
         try:
             yield

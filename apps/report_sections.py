@@ -11,18 +11,21 @@ from index.anticipation import Anticipation
 from manifold.alignment import Alignment
 from manifold.bootstrap import bootstrap_mean
 from manifold.emergence import Emergence
+from manifold.learning import Learning
 from manifold.nulls import isotropic
 from manifold.path_pca import PathPCA
 from manifold.path_rotation import PathRotation
 from manifold.perturbation import Perturbation
 from manifold.spectrum import participation_ratio
 
+from .figures import noise_name
+from .learning_plot import middle_level
 from .report_measure import Explained, Findings
 from .report_page import Table
 from .report_plots import sample_variances
 
 __all__ = [
-    "about_alignment", "about_anticipation", "about_emergence", "about_explained", "about_flatness",
+    "about_alignment", "about_anticipation", "about_emergence", "about_explained", "about_flatness", "about_learning",
     "about_perturbation", "about_rotation", "about_spectrum",
 ]  # fmt: skip
 
@@ -236,6 +239,46 @@ def about_explained(found: Explained) -> tuple[str, tuple[Table, Table, Table]]:
             Table(("error to the clean latent, at σ / α", *truth_names), truth_rows, truth_kinds),
         ),
     )
+
+
+def about_learning(found: Learning) -> tuple[str, tuple[Table, ...]]:
+    """When the network was nearest to the Gaussian, and when ahead of it; a table for each level."""
+    level = middle_level(found)
+    place = found.names.index("Gaussian")
+    nearest, ahead = found.nearest_stage("Gaussian", level), found.ahead_from("Gaussian", level)
+    distance = found.distance[:, level, place].mean(1).tolist()
+    noise = noise_name(float(found.alphas[level]), float(found.sigmas[level]))
+    last = len(found.stages) - 1
+    claim = f"At σ / α = {noise} the network was nearest to the Gaussian after {found.stages[nearest]:,} steps, at "
+    claim += f"{distance[nearest]:.2%} of the latents' variance"
+    claim += "" if nearest == 0 else f" (after {found.stages[0]:,} steps {distance[0]:.2%})"
+    if found.null_distance is not None:
+        claim += f"; with shuffled weights it is {float(found.null_distance[level, place].mean()):.2%} away"
+    claim += ". " if nearest == last else f", and left it, to {distance[-1]:.2%} after {found.stages[-1]:,}. "
+    claim += (
+        "Its error is nowhere below the Gaussian's at the last step."
+        if ahead is None
+        else f"Its error is below the Gaussian's from step {found.stages[ahead]:,} on."
+    )
+    return claim, tuple(_learning_table(found, level) for level in range(len(found.sigmas)))
+
+
+def _learning_table(found: Learning, level: int) -> Table:
+    def cells(distance: Tensor, error: Tensor) -> list[str]:
+        return [f"{100 * float(one):.3g}" for one in (*distance.mean(1), error.mean())]
+
+    rows = [
+        (f"{step:,} steps", *cells(found.distance[stage, level], found.error[stage, level]))
+        for stage, step in enumerate(found.stages)
+    ]
+    for place, name in enumerate(found.names):
+        rows.append((name, *cells(found.analytic_distance[level, place], found.analytic_error[level, place])))
+    if found.null_distance is not None and found.null_error is not None:
+        rows.append(("null: shuffled weights", *cells(found.null_distance[level], found.null_error[level])))
+    noise = noise_name(float(found.alphas[level]), float(found.sigmas[level]))
+    header = (f"% of variance, at σ / α = {noise}", *(f"from {name}" for name in found.names), "error")
+    kinds = ["gaussian" if name == "Gaussian" else "null" if name.startswith("null") else "" for name in found.names]
+    return Table(header, rows, [*kinds, "measured"])
 
 
 def about_anticipation(found: Anticipation) -> tuple[str, Table]:

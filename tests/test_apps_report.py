@@ -17,13 +17,14 @@ from manifold_apps.report import write_report
 from manifold_apps.report_measure import _nearest_step, stepped_gains
 from manifold_apps.report_model import open_flow_model
 from manifold_apps.report_page import Picture, Section, Table, page
+from manifold_apps.training.checkpoints import keep_checkpoint
 from PIL import Image
 from tiny_pipelines import SD, ExactGaussian, quiet, tiny_ddim, tiny_ddpm, tiny_demo, tiny_dit, tiny_latent, tiny_unet
 
 from index.build import build_index
 from index.encode import encode_images
 from index.fit import fit_workspace
-from manifold.errors import InputError, MismatchError, NotFittedError
+from manifold.errors import FormatError, InputError, MismatchError, NotFittedError
 from manifold.rows import ArrayRows, RowSubset
 from manifold.schedule import NoiseSchedule
 
@@ -210,6 +211,72 @@ def test_what_the_page_says_is_what_was_found(exact):
             assert cell.partition("\n")[0].replace("-", "\N{MINUS SIGN}").replace("σ / α", "σ\u00a0/\u00a0α") in text
     two = float((1 - made.findings.flatness.measured[:, 1]).mean())
     assert f"{two:.3%} of the variance" in text
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Networks kept during a training: of random weights, then nothing, then the optimum of none: the answer is known."""
+    folder = tmp_path / "kept"
+    for step, size in ((0, 1.0), (25, 0.0), (50, 1.0)):
+        network = tiny_unet()
+        network.conv_out.load_state_dict({name: size * one for name, one in network.conv_out.state_dict().items()})
+        keep_checkpoint(network, folder, step)
+    return folder
+
+
+def test_what_was_learned_first_is_that_of_the_networks_kept(kept, workspace, tmp_path, latents):
+    path, told = tmp_path / "report.html", []
+    pipeline = tiny_ddim()
+    made = write_report(
+        workspace, pipeline, path, seeds=4, steps=10, checkpoints=kept, progress=lambda *one: told.append(one)
+    )
+    found = made.findings.learning
+    assert found.stages == (0, 25, 50)
+    assert found.names == ("Gaussian", "empirical", "null: isotropic")
+    assert [one[1:] for one in told if one[0] == "learn"] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    torch.testing.assert_close(found.distance[0], found.distance[2])
+    # A network that says there is no noise answers x_t / alpha, whose error is that of the noise.
+    flat = held_out(latents)
+    variance = (flat - flat.mean(0)).square().sum(1).mean()
+    noise = torch.randn(len(flat), *SHAPE, generator=torch.Generator().manual_seed(8)).flatten(1).double()
+    for level, ratio in enumerate((found.sigmas / found.alphas).tolist()):
+        expected = ratio**2 * noise.square().sum(1) / variance
+        torch.testing.assert_close(found.error[1, level], expected, rtol=1e-3, atol=0)
+    text = path.read_text(encoding="utf-8")
+    assert len(read(text).headings) == 10
+    assert read(text).headings[-1] == "What was learned first?"
+    claim, tables = report_sections.about_learning(found)
+    assert claim.replace("'", "&#x27;") in text
+    assert len(tables) == len(found.sigmas) == 3
+    for table in tables:
+        assert [row[0] for row in table.rows] == [
+            "0 steps", "25 steps", "50 steps", "Gaussian", "empirical", "null: isotropic", "null: shuffled weights",
+        ]  # fmt: skip
+        assert table.rows[3][1] == "0"
+
+
+def held_out(latents):
+    """The rows that the report leaves out, (n, d) float64."""
+    numbers = ArrayRows(np.arange(400.0)[:, None])
+    rows = np.concatenate(list(RowSubset(numbers, 5, [0]).batches(400))).ravel().astype(int)
+    return torch.from_numpy(latents[np.sort(rows)].astype(np.float64))
+
+
+@pytest.mark.parametrize("broken", ["empty", "foreign", "cut off"])
+def test_networks_of_another_training_are_refused_before_anything_is_painted(broken, kept, workspace, tmp_path):
+    told, error, words = [], InputError, "no networks kept during training"
+    if broken == "empty":
+        kept = tmp_path
+    elif broken == "foreign":
+        keep_checkpoint(tiny_unet(3, num_class_embeds=4), kept, 100)
+        error, words = MismatchError, "another network than that of"
+    else:
+        place = kept / "checkpoint-50" / "unet" / "diffusion_pytorch_model.safetensors"
+        place.write_bytes(place.read_bytes()[:1000])
+        error, words = FormatError, "cannot be opened as a UNet2DModel"
+    with pytest.raises(error, match=words):
+        write_report(workspace, tiny_ddim(), seeds=4, checkpoints=kept, progress=lambda *one: told.append(one))
+    assert not told
 
 
 @pytest.mark.parametrize("made", [tiny_ddim, tiny_ddpm])

@@ -13,12 +13,14 @@ from helpers import needs_cuda
 from images import encoded
 from manifold_apps.training.autoencoder import build_autoencoder, pixel_loss
 from manifold_apps.training.card import History, read_history, write_card
+from manifold_apps.training.checkpoints import find_checkpoints
 from manifold_apps.training.decoder import _CRITIC_SHARE, _CRITIC_WEIGHT, DecoderAndCritic, decoder_losses
 from manifold_apps.training.denoiser import build_scheduler, denoiser_losses
 from manifold_apps.training.images import load_training_images
 from manifold_apps.training.latents import Latents, encode_latents
 from manifold_apps.training.loop import Settings, Trainer, _exponent
 from manifold_apps.training.run import train_demo
+from safetensors import safe_open
 from tiny_pipelines import tiny_demo
 from torch import nn
 
@@ -267,9 +269,15 @@ def test_training_makes_a_pipeline_that_opens_and_a_gallery_that_can_be_painted_
         denoiser_steps=2,
         gallery=6,
         device="cpu",
+        checkpoints=True,
     )
     pipeline = load_demo_model(painter)
     assert pipeline.classes == 3
+    kept = find_checkpoints(tmp_path / "run" / "checkpoints", "unet")
+    assert list(kept) == [0, 2]
+    with safe_open(kept[2] / "diffusion_pytorch_model.safetensors", "pt") as last:
+        for name, value in pipeline.unet.state_dict().items():
+            assert torch.equal(last.get_tensor(name), value.half()), name
     gallery = load_gallery(painter / "gallery.safetensors")
     assert gallery.latents.shape == (6, 4, 8, 8)
     assert gallery.labels.tolist() == [0, 1, 2, 0, 1, 2]
@@ -293,6 +301,7 @@ def test_training_makes_a_pipeline_that_opens_and_a_gallery_that_can_be_painted_
     # 256 latents seen are 4 steps of 64
     settings = {"decoder_steps": 4, "denoiser_steps": 10, "batch_size": 64, "gallery": 6, "device": "cpu"}
     on = train_demo(tmp_path / "some.parquet", tmp_path / "on", start=painter, **settings)
+    assert not (tmp_path / "on" / "checkpoints").exists()
     assert "128 images more" in (on / "README.md").read_text()
     assert "640 latents seen" in (on / "README.md").read_text()
     assert not any(str(tmp_path) in path.read_text() for path in on.rglob("*.json"))

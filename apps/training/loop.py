@@ -89,9 +89,17 @@ class Trainer:
             self._resume()
 
     def run(
-        self, steps: int, *, minutes: float | None = None, save_every_s: float = 120.0, progress: Progress = silent
+        self,
+        steps: int,
+        *,
+        minutes: float | None = None,
+        save_every_s: float = 120.0,
+        progress: Progress = silent,
+        each_step: Callable[[int], None] = lambda step: None,
     ) -> None:
         """Train until step `steps`, or for so many minutes, whichever comes first; saved at the end and now and then.
+
+        `each_step` is called at the start and after every step with the number of steps made.
 
         Raises: NonFiniteError if the loss is not finite; the last saved state is untouched.
         """
@@ -100,6 +108,7 @@ class Trainer:
         counted = 0
         device = next(self.network.parameters()).device
         self.network.train()
+        each_step(self.step)
         while self.step < steps and (minutes is None or time.monotonic() - began < 60 * minutes):
             generator = torch.Generator().manual_seed(self.settings.seed * 2**32 + self.step)
             with torch.autocast(device.type, torch.bfloat16):
@@ -119,6 +128,7 @@ class Trainer:
             for key, value in found.items():
                 sums[key] = sums.get(key, 0.0) + float(value.detach())
             counted += 1
+            each_step(self.step)
             if self.step % 100 == 0:
                 self._log({key: value / counted for key, value in sums.items()})
                 sums, counted = {}, 0

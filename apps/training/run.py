@@ -19,6 +19,7 @@ from manifold.files import read_json, save_tensors, write_json
 
 from . import autoencoder, decoder, denoiser
 from .card import History, last_losses, read_history, write_card
+from .checkpoints import keep_checkpoint, kept_step
 from .images import TrainingImages, load_training_images
 from .latents import Latents, encode_latents
 from .loop import Settings, Trainer
@@ -43,6 +44,7 @@ def train_demo(
     gallery: int = GALLERY,
     start: str | Path | None = None,
     device: str | None = None,
+    checkpoints: bool = False,
     progress: Progress = silent,
 ) -> Path:
     """Train the demo model, and write it as a diffusers pipeline with a model card and a gallery.
@@ -59,6 +61,8 @@ def train_demo(
         start: folder of a finished model to train on from: its encoder is kept, its decoder and its denoiser go on from
             where they were.
         device: such as cuda; a CUDA device if there is one, unless given.
+        checkpoints: keep the denoiser as it was at the start, at every doubling of 25 steps and at the end, 11 MB each, in
+            `checkpoints/`, for `manifold report --checkpoints`.
         progress: told of every stage.
 
     Returns: the pipeline's folder.
@@ -110,6 +114,7 @@ def train_demo(
         progress,
         network=None if earlier is None else earlier.unet,
         steps_before=_steps(before.denoiser, settings),
+        kept_in=root / "checkpoints" if checkpoints else None,
     )
     pipeline = ClassConditionalPipeline(vae=vae.cpu(), unet=unet.cpu(), scheduler=denoiser.build_scheduler())
     pipeline.set_progress_bar_config(disable=True)
@@ -176,6 +181,7 @@ def _train_denoiser(
     *,
     network: Any | None,
     steps_before: int,
+    kept_in: Path | None,
 ) -> Any:
     torch.manual_seed(0)
     if network is None:
@@ -188,7 +194,14 @@ def _train_denoiser(
     network = quick_attention(network).requires_grad_(True).to(device)
     losses = denoiser.denoiser_losses(latents, images.labels.repeat(2), images.classes, settings.batch_size)
     trainer = Trainer(network, losses, folder, settings, "denoiser", steps_before=steps_before)
-    trainer.run(steps, minutes=minutes, progress=progress)
+
+    def keep(step: int) -> None:
+        if kept_in is not None and kept_step(step):
+            keep_checkpoint(trainer.average, kept_in, step)
+
+    trainer.run(steps, minutes=minutes, progress=progress, each_step=keep)
+    if kept_in is not None:
+        keep_checkpoint(trainer.average, kept_in, trainer.step)
     return trainer.average.eval()
 
 
