@@ -40,7 +40,7 @@ def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = F
             steps,
             bootstrap_mean(100 * found.distance[:, level, place]),
             colour,
-            f"from {label}",
+            label,
             ":" if nothing else "-",
             "o",
         )
@@ -50,7 +50,7 @@ def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = F
     if found.null_distance is not None and found.null_error is not None:
         place = found.names.index("Gaussian")
         lost = 100 * float(found.null_distance[level, place].mean())
-        left.axhline(lost, color=GREY, linestyle="-.", linewidth=1.2, label="shuffled weights, from Gaussian")
+        left.axhline(lost, color=GREY, linestyle="-.", linewidth=1.2, label="null: shuffled weights, from Gaussian")
         right.axhline(
             100 * float(found.null_error[level].mean()),
             color=GREY,
@@ -58,7 +58,7 @@ def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = F
             linewidth=1.2,
             label="null: shuffled weights",
         )
-    left.set_ylabel("squared distance (% of the latents' variance)")
+    left.set_ylabel("squared distance from each (% of the latents' variance)")
     right.set_ylabel("squared error to the clean latent (% of variance)")
     for axis in (left, right):
         axis.set_ylim(bottom=0)

@@ -249,14 +249,14 @@ def about_learning(found: Learning) -> tuple[str, tuple[Table, ...]]:
     distance = found.distance[:, level, place].mean(1).tolist()
     noise = noise_name(float(found.alphas[level]), float(found.sigmas[level]))
     last = len(found.stages) - 1
-    claim = f"At σ / α = {noise} the network was nearest to the Gaussian after {found.stages[nearest]:,} steps, at "
-    claim += f"{distance[nearest]:.2%} of the latents' variance"
+    claim = f"At σ / α = {noise} the network was nearest to the Gaussian after {found.stages[nearest]:,} steps"
+    claim += f"{', the last' if nearest == last else ''}, at {distance[nearest]:.2%} of the latents' variance"
     claim += "" if nearest == 0 else f" (after {found.stages[0]:,} steps {distance[0]:.2%})"
     if found.null_distance is not None:
         claim += f"; with shuffled weights it is {float(found.null_distance[level, place].mean()):.2%} away"
-    claim += ". " if nearest == last else f", and left it, to {distance[-1]:.2%} after {found.stages[-1]:,}. "
+    claim += ". " if nearest == last else f". It left it, to {distance[-1]:.2%} after {found.stages[-1]:,}. "
     claim += (
-        "Its error is nowhere below the Gaussian's at the last step."
+        "At the last step its error is not below the Gaussian's."
         if ahead is None
         else f"Its error is below the Gaussian's from step {found.stages[ahead]:,} on."
     )

@@ -5,7 +5,7 @@
 The autoencoder is the one that ships; the denoiser begins with random weights. Asked without a class at noised latents that
 neither it nor the analytic denoisers were given. Distances between predictions, and errors to the clean latents, are shares
 of the variance of the clean latents. Mixture: a Gaussian for each of ten classes. The null is the last network with its
-weights in random order. The last row of each table is the network that ships, which has seen all the images.
+weights in random order. The last row of each table is the network that ships, which has seen all images, and mirrored ones.
 
 `--keep DIR` leaves the networks there; run again to train them on.
 """
@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 from local import encoded, level_of, mixture, read
+from manifold_apps.learning_plot import plot_learning
 from manifold_apps.training import denoiser
+from manifold_apps.training.card import read_history
 from manifold_apps.training.checkpoints import find_checkpoints, keep_checkpoint, kept_step
 from manifold_apps.training.latents import Latents
 from manifold_apps.training.loop import Trainer
@@ -31,7 +33,7 @@ from torch import Tensor
 
 from index.recall import quartile_levels
 from manifold import DiffusersDenoiser, EmpiricalDenoiser, GaussianManifold
-from manifold.demo_model import load_demo_model
+from manifold.demo_model import MODEL_FOLDER, load_demo_model
 from manifold.demo_model.weights import quiet_diffusers
 from manifold.learning import Learning, measure_learning
 from manifold.nulls import isotropic, shuffled_network
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=49_000, help="of the collection")
     parser.add_argument("--states", type=int, default=256)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="where the networks are kept")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="write the middle level as a picture too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         wanted = options.rows + options.states
@@ -52,7 +55,7 @@ def main() -> None:
         known, unseen, seen_labels = latents[: options.rows], latents[options.rows :], labels[: options.rows]
         folder = options.keep or Path(temporary)
         train(known, seen_labels, folder, options.steps, options.minutes)
-        measure(known, seen_labels, unseen, folder)
+        measure(known, seen_labels, unseen, folder, options.figure)
 
 
 def train(known: Tensor, labels: np.ndarray, folder: Path, steps: int, minutes: float) -> None:
@@ -72,7 +75,7 @@ def train(known: Tensor, labels: np.ndarray, folder: Path, steps: int, minutes: 
     keep_checkpoint(trainer.average, folder, trainer.step)
 
 
-def measure(known: Tensor, labels: np.ndarray, unseen: Tensor, folder: Path) -> None:
+def measure(known: Tensor, labels: np.ndarray, unseen: Tensor, folder: Path, figure: Path | None) -> None:
     manifold = GaussianManifold.fit(known)
     pipeline = load_demo_model()
     no_class = {"class_labels": torch.tensor([pipeline.classes])}
@@ -89,12 +92,13 @@ def measure(known: Tensor, labels: np.ndarray, unseen: Tensor, folder: Path) -> 
         "Gaussian": manifold,
         "mixture": mixture(known, labels),
         "empirical": EmpiricalDenoiser(known),
-        "isotropic": isotropic(manifold),
+        "null: isotropic": isotropic(manifold),
     }
     ratios = quartile_levels(manifold)
     alphas, sigmas = zip(*map(level_of, ratios), strict=True)
     kept = ((step, asked(opened(path))) for step, path in places.items())
-    ships = max(places) + 1
+    # The same steps of another run, over mirrored images as well.
+    ships = read_history(MODEL_FOLDER).denoiser["images"] // denoiser.SETTINGS.batch_size
     found = measure_learning(
         [*kept, (ships, asked(pipeline.unet))],
         analytic,
@@ -108,6 +112,8 @@ def measure(known: Tensor, labels: np.ndarray, unseen: Tensor, folder: Path) -> 
     for level, ratio in enumerate(ratios):
         figures += told(found, level, ratio, ships)
     write("learning", figures)
+    if figure is not None:
+        plot_learning(found, figure, "the demo model, trained anew")
 
 
 def told(found: Learning, level: int, ratio: float, ships: int) -> list[dict[str, Any]]:
@@ -119,7 +125,7 @@ def told(found: Learning, level: int, ratio: float, ships: int) -> list[dict[str
         ["null", *found.null_distance[level].mean(1).tolist(), float(found.null_error[level].mean())]
     ]
     for place, step in enumerate(found.stages):
-        name = "ships" if step == ships else f"{step:,}"
+        name = f"{step:,} (ships)" if step == ships else f"{step:,}"
         rows.append([name, *found.distance[place, level].mean(1).tolist(), float(found.error[place, level].mean())])
     show(f"sigma / alpha = {ratio:.3g}: distances and error, shares of the variance", columns, rows)
     errors = zip(found.names, found.analytic_error[level].mean(1).tolist(), strict=True)

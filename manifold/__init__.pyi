@@ -27,6 +27,8 @@ from .inverse import Measurement as Measurement
 from .inverse import downsample as downsample
 from .inverse import inpaint as inpaint
 from .inverse import to_grey as to_grey
+from .learning import Learning as Learning
+from .learning import measure_learning as measure_learning
 from .local import LocalDenoiser as LocalDenoiser
 from .local_wiener import WienerLocalDenoiser as WienerLocalDenoiser
 from .merging import merge_moments as merge_moments

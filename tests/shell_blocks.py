@@ -69,6 +69,7 @@ def furnish(folder: Path) -> Path:
     """What the pages take for granted: photographs, embeddings, a small pipeline, a workspace of its latents, hub models."""
     from diffusers import DDIMScheduler
     from manifold_apps.run import run_images
+    from manifold_apps.training.checkpoints import keep_checkpoint
     from test_apps_training import write_labelled
     from tiny_pipelines import SD, tiny_demo
 
@@ -84,7 +85,10 @@ def furnish(folder: Path) -> Path:
         rows = np.random.default_rng(number).standard_normal((60, 32)).astype(np.float16)
         np.save(folder / "embeddings" / "img_emb" / f"img_emb_{number}.npy", rows)
     write_labelled(folder / "cifar10-train.parquet", 300)
-    tiny_demo(DDIMScheduler(**SD, clip_sample=False, timestep_spacing="trailing")).save_pretrained(folder / "painter")
+    painter = tiny_demo(DDIMScheduler(**SD, clip_sample=False, timestep_spacing="trailing"))
+    painter.save_pretrained(folder / "painter")
+    for step in (0, 25):
+        keep_checkpoint(painter.unet, folder / "training", step)
     save_small_autoencoder(folder / "stabilityai" / "sd-vae-ft-mse")
     own = {"encoder": str(folder / "painter" / "vae"), "size": 16, "workers": 0}
     run_images(folder / "photos", folder / "ws", **own)

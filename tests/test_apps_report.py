@@ -25,6 +25,7 @@ from index.build import build_index
 from index.encode import encode_images
 from index.fit import fit_workspace
 from manifold.errors import FormatError, InputError, MismatchError, NotFittedError
+from manifold.learning import Learning
 from manifold.rows import ArrayRows, RowSubset
 from manifold.schedule import NoiseSchedule
 
@@ -253,6 +254,40 @@ def test_what_was_learned_first_is_that_of_the_networks_kept(kept, workspace, tm
             "0 steps", "25 steps", "50 steps", "Gaussian", "empirical", "null: isotropic", "null: shuffled weights",
         ]  # fmt: skip
         assert table.rows[3][1] == "0"
+
+
+@pytest.mark.parametrize(
+    ("distances", "errors", "words"),
+    [
+        ([40, 5, 9], [90, 50, 30], ["nearest to the Gaussian after 25 steps, at 5.00%", "(after 0 steps 40.00%)",
+                                    "with shuffled weights it is 44.00% away. It left it, to 9.00% after 1,600.",
+                                    "below the Gaussian's from step 1,600 on"]),
+        ([40, 9, 5], [90, 60, 50], ["after 1,600 steps, the last, at 5.00%", "44.00% away. At the last",
+                                    "its error is not below the Gaussian's"]),
+        ([3, 9, 9], [30, 20, 10], ["after 0 steps, at 3.00% of the latents' variance; with", "from step 0 on"]),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_learning_follows_from_the_numbers(distances, errors, words):
+    def told(numbers):
+        return torch.tensor(numbers, dtype=torch.float64)[:, None, None, None].expand(3, 1, 1, 2) / 100
+
+    found = Learning(
+        stages=(0, 25, 1600),
+        names=("Gaussian",),
+        alphas=torch.ones(1),
+        sigmas=torch.ones(1),
+        distance=told(distances),
+        error=told(errors)[..., 0, :],
+        analytic_distance=torch.zeros(1, 1, 1, 2),
+        analytic_error=torch.full((1, 1, 2), 0.4),
+        null_distance=torch.full((1, 1, 2), 0.44),
+        null_error=torch.full((1, 2), 0.9),
+    )
+    claim, (table,) = report_sections.about_learning(found)
+    for one in words:
+        assert one in claim
+    assert table.rows[1] == ("25 steps", str(distances[1]), str(errors[1]))
+    assert table.rows[-1] == ("null: shuffled weights", "44", "90")
 
 
 def held_out(latents):
