@@ -108,7 +108,7 @@ class CertifiedEmpiricalDenoiser:
 
         Returns: the posterior, without gradients.
 
-        Raises: ShapeError; InputError for a level out of range.
+        Raises: ShapeError; InputError for a level out of range, or k below 0.
         """
         x = flat_states(x_t.detach(), self.d, self._mean)
         a, s = (level.expand(len(x), 1) for level in level_pair(alpha, sigma, len(x), x))

@@ -68,12 +68,17 @@ def compare_denoisers(
 
     Returns: one Comparison for each level and denoiser, in that order; the nulls, timed at 0, after the denoisers.
 
-    Raises: InputError if there are fewer than two latents, or the lists of levels differ in length.
+    Raises: InputError if there are fewer than two latents, no repeat, a sigma that is not above 0, or the lists of levels
+        differ in length.
     """
     if len(x0) < 2:
         raise InputError(f"a comparison needs at least 2 latents, {len(x0)} came")
     if len(alphas) != len(sigmas):
         raise InputError(f"alphas and sigmas must have one length, they have {len(alphas)} and {len(sigmas)}")
+    if not all(float(sigma) > 0 for sigma in sigmas):
+        raise InputError(f"scores are compared, which need sigma > 0; the levels have sigma {[*map(float, sigmas)]}")
+    if repeats < 1:
+        raise InputError(f"a denoiser must be called at least once, repeats is {repeats}")
     noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
     rows = []
     for alpha, sigma in zip(map(float, alphas), map(float, sigmas), strict=True):

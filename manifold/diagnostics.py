@@ -84,6 +84,7 @@ def diagnose(
     if count < 2:
         raise InputError(f"diagnostics need the number of rows behind the model, at least 2, it is {count}")
     eigvals = model.eigvals
+    trace = float(model.trace(lambda variance: variance.double()))
     support = min(count - 1, model.d)
     if last is None:
         last = split.reproducible if split is not None else support // 10
@@ -93,8 +94,8 @@ def diagnose(
     return Diagnostics(
         count=count,
         d=model.d,
-        trace=float(model.trace(lambda variance: variance.double())),
-        largest=float(eigvals[0]),
+        trace=trace,
+        largest=float(eigvals[0]) if len(eigvals) else trace / model.d,
         cumulative=cumulative_variance(model),
         components=components_for(model, SHARES),
         participation_ratio=participation_ratio(model),

@@ -58,7 +58,7 @@ def filter_bank(
     Returns: (m, n, d). Differentiable in y and in `start`; in `filters` too, then one by one.
 
     Cost: r + 1 products of (n, d) by (d, k) with r as above, one of (m, r) by (r, n d), and 2 m^2 k. m + 1 products where the
-    model keeps no eigenvectors (stationary: m transforms), or the states are few.
+    model keeps no eigenvectors (stationary: m transforms), or the states are few. Memory: (m + r + 1) n d values.
     """
     if isinstance(covariance, LowRankCovariance):
         found = _by_few_products(covariance, filters, start, y, shares)

@@ -30,7 +30,7 @@ from .distances import bures_distance, kl_divergence
 from .errors import FormatError, InputError, NotFittedError, ShapeError
 from .gaussian_posterior import GaussianPosterior
 from .moments import Moments
-from .states import Level, Levels, flat_states, level_pair, like, safe_ratio
+from .states import Level, Levels, flat_states, level_pair, like, safe_ratio, safe_root
 from .trajectory import Rotation, Trajectory, rotation, sensitivity, trajectory
 
 __all__ = ["GaussianManifold", "Level"]
@@ -76,6 +76,7 @@ class GaussianManifold:
         *,
         rank: int | None = None,
         shape: tuple[int, int, int] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Estimate from latents: one array (n, d) or (n, C, H, W), or an iterable of such batches.
 
@@ -83,8 +84,11 @@ class GaussianManifold:
             latents: at least two rows in all.
             rank: eigenpairs to keep; `covariance.default_rank` of them unless given.
             shape: (C, H, W); taken from the latents if they have it.
+            dtype: type of the model, whatever that of the latents, and with it of all that is computed: float32, which is
+                what latents come in, or float64, in which the moments are then `exact` too.
 
-        Raises: NotFittedError with fewer than two rows; ShapeError; NonFiniteError naming the row.
+        Raises: NotFittedError with fewer than two rows; ShapeError; InputError for another type or a rank out of range;
+            NonFiniteError naming the row, or if variances leave the range of `dtype`.
         """
         batches = [latents] if isinstance(latents, Tensor | np.ndarray) else latents
         moments: Moments | None = None
@@ -94,11 +98,11 @@ class GaussianManifold:
             if batch.ndim == 4 and shape is None:
                 shape = (int(batch.shape[1]), int(batch.shape[2]), int(batch.shape[3]))
             if moments is None:
-                moments = Moments(math.prod(batch.shape[1:]))
+                moments = Moments(math.prod(batch.shape[1:]), precision="exact" if dtype == torch.float64 else "fast")
             moments.update(batch)
         if moments is None:
             raise NotFittedError("a covariance needs at least 2 latents, none came")
-        return cls.from_moments(moments, rank=rank, shape=shape)
+        return cls.from_moments(moments, rank=rank, shape=shape, dtype=dtype)
 
     @classmethod
     def from_moments(
@@ -108,12 +112,13 @@ class GaussianManifold:
         rank: int | None = None,
         shape: tuple[int, int, int] | None = None,
         metadata: Mapping[str, str] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Estimate from streamed moments. Raises: NotFittedError, InputError if the rank is not 1 to d."""
+        """Estimate from streamed moments, in float32 or float64. Raises: as `fit`."""
         if rank is None:
             rank = default_rank(moments.count, moments.d)
         full = rank == moments.d
-        covariance = fit_covariance(moments, "full") if full else fit_covariance(moments, "lowrank", rank)
+        covariance = fit_covariance(moments, "full" if full else "lowrank", rank, dtype=dtype)
         return cls(covariance, shape=shape, count=moments.count, metadata=metadata)
 
     @property
@@ -254,7 +259,9 @@ class GaussianManifold:
         a_s, s_s = self._levels(x_s, alpha_s, sigma_s)
         a_t, s_t = self._levels(x_s, alpha_t, sigma_t)
         deviation = self._flat(x_s) - a_s * self.mean
-        moved = self.covariance.apply(lambda v: safe_ratio(a_t**2 * v + s_t**2, a_s**2 * v + s_s**2).sqrt(), deviation)
+        moved = self.covariance.apply(
+            lambda v: safe_root(safe_ratio(a_t**2 * v + s_t**2, a_s**2 * v + s_s**2)), deviation
+        )
         return like(a_t * self.mean + moved, x_s)
 
     def endpoint(self, x_t: Tensor, alpha: Level, sigma: Level, x0_hat: Tensor | None = None) -> Tensor:
@@ -281,7 +288,7 @@ class GaussianManifold:
             return end
         a, s = self._levels(x_t, alpha, sigma)
         departure = self._flat(x0_hat) - self._flat(self.denoise(x_t, alpha, sigma))
-        shift = self.covariance.apply(lambda v: 1 / (1 + (1 - safe_ratio(s**2, a**2 * v + s**2)).sqrt()), departure)
+        shift = self.covariance.apply(lambda v: 1 / (1 + a * safe_root(safe_ratio(v, a**2 * v + s**2))), departure)
         return end + like(shift, x_t)
 
     def invert(self, x_0: Tensor, alpha: Level = 0.0, sigma: Level = 1.0) -> Tensor:
@@ -301,7 +308,8 @@ class GaussianManifold:
         Returns: Trajectory, each part (L, *x_s.shape). Raises: as `solve`.
 
         Cost: one product of (n, d) by (d, k), and for 50 levels about 20 of (n, k) by (k, d) in float32 and 40 in
-            float64 instead of 2 L, without loss; see `manifold.filter_bank`.
+            float64 instead of 2 L, without loss; see `manifold.filter_bank`. Memory: 2 L n d values and commonly up to half
+            as much on the way; where the states are of another type than the manifold, those values in both types.
         """
         a, s = self._levels(x_s, alpha_s, sigma_s)
         alphas, sigmas = (torch.as_tensor(one, dtype=a.dtype, device=a.device) for one in (alphas, sigmas))
@@ -345,9 +353,9 @@ class GaussianManifold:
 
         Arguments
             x_T: (n, d) or (n, C, H, W) noise of unit variance (alpha = 0, sigma = 1).
-            levels: number of points on the variance-preserving circle.
+            levels: number of points on the variance-preserving circle, at least 2.
 
-        Raises: ShapeError.
+        Raises: ShapeError; InputError for fewer levels.
         """
         return rotation(self.covariance, self._flat(x_T), levels)
 
@@ -365,7 +373,7 @@ class GaussianManifold:
         return drawn if self.shape is None else drawn.view(n, *self.shape)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same manifold on another device, or in float32 or float64. Raises: InputError for another type."""
+        """The same manifold on another device, or in float32 or float64. Raises: as `CovarianceModel.to`."""
         moved = self.covariance.to(device, dtype)
         return type(self)(moved, shape=self.shape, count=self.count, metadata=self.metadata)
 
@@ -387,6 +395,8 @@ class GaussianManifold:
             return cls(covariance, shape=shape, count=facts["count"], metadata=facts["about"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise FormatError(f"{path} holds a covariance, and nothing else of a manifold; fit again") from error
+        except ShapeError as error:
+            raise FormatError(f"{path} holds parts that do not make a manifold: {error}") from error
 
     def _low_rank(self, what: str) -> LowRankCovariance:
         if not isinstance(self.covariance, LowRankCovariance):

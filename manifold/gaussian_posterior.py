@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .covariance import CovarianceModel
-from .states import safe_ratio
+from .states import safe_ratio, safe_root
 
 __all__ = ["GaussianPosterior"]
 
@@ -49,6 +49,6 @@ class GaussianPosterior:
         drawn = []
         for _ in range(draws):
             white = torch.randn(flat.shape, generator=generator, dtype=reference.dtype, device=reference.device)
-            drawn.append(self._covariance.apply(lambda v: self._variance(v).sqrt(), white).to(flat) + flat)
+            drawn.append(self._covariance.apply(lambda v: safe_root(self._variance(v)), white).to(flat) + flat)
         stacked = torch.stack(drawn) if drawn else flat.new_empty(0, *flat.shape)
         return stacked.reshape(draws, *self.mean.shape)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .errors import InputError, ManifoldWarning, NotPSDError, ShapeError
 from .gaussian import GaussianManifold
-from .states import Level, flat_states, level_pair, like, safe_ratio
+from .states import Level, flat_states, level_pair, like, safe_ratio, safe_root
 
 __all__ = ["MeasuredDenoiser", "Measurement", "downsample", "inpaint", "to_grey"]
 
@@ -152,7 +152,7 @@ class MeasuredDenoiser:
             torch.randn(len(states), m, generator=generator, dtype=torch.float64, device=states.device)
             for m in (states.shape[1], self.measurement.m)
         )
-        drawn = self._mean(states, a, s) + self._covariance.apply(lambda v: _variance(v, a, s).sqrt(), white)
+        drawn = self._mean(states, a, s) + self._covariance.apply(lambda v: safe_root(_variance(v, a, s)), white)
         gain = self._solve(a, s, self._y - self.measurement.forward(drawn) - self.noise * other)
         return like(drawn + self._covariance.apply(lambda v: _variance(v, a, s), self.measurement.transpose(gain)), x_t)
 

@@ -40,7 +40,6 @@ class EigenScore:
     """Everything that the mean log-likelihood of some rows needs, for any rank and shrinkage of one decomposition.
 
     Attributes
-    ----------
         eigvals: (r,) variances of the model along its eigenvectors, descending.
         total: trace of the model.
         d: number of dimensions.

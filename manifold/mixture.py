@@ -41,7 +41,7 @@ class GaussianMixture:
         shape: (C, H, W) of a latent, where known.
         metadata: texts that travel with the file, such as the encoder.
 
-    Raises: InputError for no components or wrong weights; MismatchError if their dimensions differ; ShapeError if
+    Raises: InputError for no components or wrong weights; MismatchError if their dimensions or types differ; ShapeError if
         `shape` does not have d values.
 
     Source: arXiv 2412.09726 (Gaussian mixture scores).
@@ -61,6 +61,9 @@ class GaussianMixture:
         dimensions = {one.d for one in self.components}
         if len(dimensions) > 1:
             raise MismatchError(f"the components must have one dimension, they have {sorted(dimensions)}")
+        types = {str(one.mean.dtype) for one in self.components}
+        if len(types) > 1:
+            raise MismatchError(f"the components must be of one type, they are {sorted(types)}; convert them with `to`")
         reference = self.components[0].mean
         given = torch.ones(len(components)) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         given = given.to(reference.device, torch.float64)

@@ -9,7 +9,8 @@ filters of all components are summed as they are made: one more product each. Wh
 multiple of y, and summed for all components at once. A model without eigenvectors (stationary) is applied whole.
 
 States come about the mixture's own mean, so that what components have in common does not cost digits. Where the density
-depends on the last digits of |y|^2 - |c|^2 all the same, as under little noise with a small tail, it is taken in float64.
+depends on the last digits of |y|^2 - |c|^2 all the same, as under little noise with a small tail, it is taken in float64, for
+those states alone.
 """
 
 from __future__ import annotations
@@ -81,10 +82,10 @@ class SeenComponent:
             variances = noisy(one.variances)
             square, log_det = (energy / variances).sum(1), (one.directions * variances.log()).sum(-1)
             if one.low_rank.k < one.low_rank.d:
-                unsure = _ROUGH * self._length > 2 * _TOLERATED * variances[..., -1]
-                if bool(unsure.any()):
-                    exact = one.low_rank.quadratic(lambda v: 1 / noisy(v), self._deviation())
-                    square = torch.where(unsure, exact, square)
+                unsure = (_ROUGH * self._length > 2 * _TOLERATED * variances[..., -1]).nonzero()[:, 0]
+                if len(unsure):
+                    exact = one.low_rank.quadratic(lambda v: 1 / _of_rows(noisy(v), unsure), self._deviation()[unsure])
+                    square = square.index_copy(0, unsure, exact)
         return -0.5 * (square + log_det + one.model.d * math.log(2 * math.pi))
 
     def outside(self, f: SpectralFunction) -> Tensor:
@@ -104,3 +105,8 @@ class SeenComponent:
 
     def _deviation(self) -> Tensor:
         return self._x - self._a * self._component.offset
+
+
+def _of_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """What (m,), the same for all states, or (n, m) holds for some of them."""
+    return values[rows] if values.ndim == 2 else values

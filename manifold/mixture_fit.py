@@ -57,6 +57,7 @@ def fit_mixture(
     steps: int = 100,
     tolerance: float = 1e-4,
     generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> MixtureFit:
     """Fit a mixture of low-rank Gaussians.
 
@@ -67,8 +68,10 @@ def fit_mixture(
         steps: at most so many of EM.
         tolerance: gain in nats per row below which it stops.
         generator: of the start; one with seed 0 unless given.
+        dtype: type of the components, float32 or float64.
 
-    Raises: InputError; NotFittedError if a component is left with fewer than two rows.
+    Raises: InputError; NotFittedError if a component is left with fewer than two rows; NonFiniteError if variances leave
+        the range of `dtype`.
 
     Cost: one pass for the eigenvectors, 160 steps of k-means with N J r each, then N J r^2 a step in float64; N r values in
         memory.
@@ -81,12 +84,15 @@ def fit_mixture(
         raise InputError(f"steps must be at least 1, it is {steps}")
     if rank is None:
         rank = min(256, flat.shape[1])
-    whole = GaussianManifold.fit(flat, rank=rank)
+    whole = GaussianManifold.fit(flat, rank=rank, dtype=dtype)
     basis, mean = whole.eigvecs.double(), whole.mean.double()
     points = torch.cat([(part.to(mean) - mean) @ basis for part in flat.split(4096)])
     lowest = max(float(whole.tail_var), _LEAST_SHARE * float(whole.eigvals[0]))
     if lowest == 0:
-        raise InputError("all rows are equal: there is nothing to fit a mixture to; give rows that differ")
+        raise InputError(
+            f"all rows are equal, or their variances too small for {dtype}: there is nothing to fit a mixture to; give rows "
+            "that differ, or multiply them by a constant first"
+        )
     shares = _best_kmeans(points, components, generator or torch.Generator().manual_seed(0))
     history: list[float] = []
     converged = False

@@ -73,7 +73,8 @@ def measure_perturbation(
 
     Arguments
         sampler: from states (n, ...) at this level to final samples of the same shape; the same result for the same state,
-            so without noise of its own.
+            so without noise of its own. It is given states of the type of `x_s`, but float32 for half precision, whose
+            rounding is of the size of what a push changes.
         x_s: (n, d) or (n, C, H, W) states at the level.
         alpha, sigma: the level, not both 0.
         gaussian: of the data, with eigenvectors.
@@ -131,6 +132,7 @@ def _responses(
     sampler: Callable[[Tensor], Tensor], flat: Tensor, x_s: Tensor, directions: Tensor, sizes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Central differences along directions (m, d): the part along and the norm of the part across, each (m, n)."""
+    wide = torch.promote_types(x_s.dtype, torch.float32)
     along, across = flat.new_empty(len(directions), len(flat)), flat.new_empty(len(directions), len(flat))
     for number, (direction, size) in enumerate(zip(directions, sizes, strict=True)):
         if not float(size) > 0:
@@ -140,7 +142,7 @@ def _responses(
             )
         ends = []
         for sign in (1.0, -1.0):
-            end = sampler((flat + sign * size * direction).reshape(x_s.shape).to(x_s))
+            end = sampler((flat + sign * size * direction).reshape(x_s.shape).to(wide))
             if end.shape != x_s.shape:
                 raise ShapeError(
                     f"the sampler must return the shape of its states, {tuple(x_s.shape)}, it returned {tuple(end.shape)}"

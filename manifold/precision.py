@@ -8,9 +8,9 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from .errors import InputError
+from .errors import InputError, NonFiniteError
 
-__all__ = ["require_wide", "without_autocast"]
+__all__ = ["require_finite_variances", "require_wide", "without_autocast"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -36,4 +36,13 @@ def require_wide(dtype: torch.dtype | None) -> None:
     if dtype not in (None, torch.float32, torch.float64):
         raise InputError(
             f"statistics are kept in float32 or float64, in {dtype} they would overflow; states may be of any type"
+        )
+
+
+def require_finite_variances(variances: torch.Tensor) -> None:
+    """Raises: NonFiniteError for NaN or infinity, which is what a variance too large for its type becomes."""
+    if not bool(variances.isfinite().all()):
+        raise NonFiniteError(
+            f"variances must be finite, in {variances.dtype} they are not; divide the data by a constant first, "
+            "or keep the model in float64"
         )

@@ -7,6 +7,7 @@ blocks are wide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from .eigen import descending_eigh, fix_sign
 from .errors import InputError, NonFiniteError
 from .precision import without_autocast
-from .rows import RowStore, as_rows, first_bad_row
+from .rows import RowStore, as_rows, first_bad_row, largest_modulus
+from .scatter import out_of_range_exponent
 
 __all__ = ["Eigenpairs", "StreamedCovariance", "finite_rows", "leading_eigenpairs"]
 
@@ -121,7 +123,7 @@ def finite_rows(store: RowStore, size: int) -> Iterator[Tensor]:
 class StreamedCovariance:
     """Covariance of the rows of a store as a product, in memory of the order of d; nothing of size d^2 is formed.
 
-        C q = sum (x - mean) (x - mean)^T q / (n - 1)
+        C q = sum (x - mean) (x - mean)^T q / (n - 1) / unit^2
 
     Arguments
         store: rows that can be read again and again, at least two.
@@ -129,9 +131,10 @@ class StreamedCovariance:
 
     Attributes
         mean: (d,) float64.
-        total_variance: trace of the covariance.
+        unit: 1, or for rows whose squares would leave the range of float32 the power of two that they are divided by.
+        total_variance: trace of the covariance, that of the rows themselves.
 
-    Raises: InputError if there are fewer than two rows; NonFiniteError naming the row.
+    Raises: InputError if there are fewer than two rows; NonFiniteError naming the row, or if values exceed 1e150.
 
     Cost: two passes to start with, one a product (4 n d m operations for m columns, float32 with float64 sums).
     """
@@ -142,19 +145,21 @@ class StreamedCovariance:
         self._rows = max(1, _BATCH_VALUES // store.d)
         if len(store) < 2:
             raise InputError(f"a covariance needs at least 2 rows, there are {len(store)}; encode more images")
-        total = torch.zeros(store.d, dtype=torch.float64, device=self.device)
+        total, peak = torch.zeros(store.d, dtype=torch.float64, device=self.device), 0.0
         for rows in finite_rows(store, self._rows):
             total += rows.to(self.device).double().sum(0)
+            peak = max(peak, largest_modulus(rows))
         self.mean = total / len(store)
+        self.unit = math.ldexp(1.0, max(out_of_range_exponent(peak), -500))
         scatter = sum(float(rows.double().square().sum()) for rows in self._centred())
-        self.total_variance = scatter / (len(store) - 1)
+        self.total_variance = scatter / (len(store) - 1) * self.unit**2
 
     def _centred(self) -> Iterator[Tensor]:
         for batch in self.store.batches(self._rows):
-            yield (as_rows(batch, self.store.d).to(self.device).double() - self.mean).float()
+            yield ((as_rows(batch, self.store.d).to(self.device).double() - self.mean) / self.unit).float()
 
     def __call__(self, block: Tensor) -> Tensor:
-        """The covariance times a block of columns, (d, m) -> (d, m)."""
+        """The covariance in `unit`^2 times a block of columns, (d, m) -> (d, m)."""
         total = torch.zeros(block.shape, dtype=torch.float64, device=block.device)
         for rows in self._centred():
             total += rows.T @ (rows @ block.float())

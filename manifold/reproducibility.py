@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .covariance import LowRankCovariance, fit_covariance, fit_lowrank
+from .covariance import DENSE_LIMIT, LowRankCovariance, fit_covariance, fit_lowrank
 from .errors import InputError
 from .moments import Moments
 from .power import channel_variance, radial_power
@@ -27,7 +27,6 @@ __all__ = ["FEWEST_ROWS", "Convergence", "SplitHalf", "convergence", "passes_ove
 
 FEWEST_ROWS = 4
 """Two in each half: the fewest with a variance."""
-_DENSE_LIMIT = 4096
 
 
 @without_autocast
@@ -98,7 +97,7 @@ def split_half(
 
 def passes_over(d: int) -> int:
     """How often `split_half` reads the rows, at most."""
-    return 2 if d <= _DENSE_LIMIT else 20
+    return 2 if d <= DENSE_LIMIT else 20
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def convergence(
 
 def _leading(store: RowStore, k: int | None, device: torch.device | str) -> LowRankCovariance:
     """The leading k eigenpairs, or all that the rows have where a dense covariance fits and 256 where it does not."""
-    if store.d > _DENSE_LIMIT:
+    if store.d > DENSE_LIMIT:
         return fit_lowrank(store, min(k or 256, store.d), device=device)
     moments = Moments(store.d, device=device)
     for batch in store.batches(2048):

@@ -20,7 +20,10 @@ from .chunk import Chunk
 from .errors import NonFiniteError
 from .precision import without_autocast
 
-__all__ = ["Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "column_squares", "copy_rows", "mirror"]
+__all__ = [
+    "Scratch", "add_outer", "add_rows", "add_scatter", "column_mean", "column_squares", "copy_rows", "mirror",
+    "out_of_range_exponent",
+]  # fmt: skip
 
 # Values in an elementwise step. They stay in cache, and torch (grain 32,768) leaves them to one thread: memory is the
 # limit, and threads of torch's that wait would keep those of the product from running.
@@ -99,14 +102,9 @@ def add_rows(scatter: Tensor, rows: Chunk, peak: float, dtype: torch.dtype, scra
     """
     if peak == 0.0:
         return torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    exponent = 0
-    if not _SAFE_MIN < peak < _SAFE_MAX:
-        exponent = max(math.frexp(peak)[1], -126)
-        if exponent > 500:
-            raise NonFiniteError(
-                f"values must stay below 1e150, the largest is {peak:.3g}; divide the data by a constant first"
-            )
-    operands = _Operands(rows, torch.float64 if torch.float64 in (rows.dtype, dtype) else torch.float32, exponent)
+    wide = torch.float64 if torch.float64 in (rows.dtype, dtype) else torch.float32
+    exponent = max(out_of_range_exponent(peak), -500 if wide == torch.float64 else -126)  # 2^-exponent is in its range
+    operands = _Operands(rows, wide, exponent)
     alpha = math.ldexp(1.0, 2 * exponent)
     if scatter.device.type != "cpu":
         centred = torch.empty(rows.shape, dtype=dtype, device=rows.device)
@@ -121,6 +119,23 @@ def add_rows(scatter: Tensor, rows: Chunk, peak: float, dtype: torch.dtype, scra
     if bool(left_over.any()):
         add_outer(scatter, -float(len(rows)), left_over)
     return mean
+
+
+def out_of_range_exponent(peak: float) -> int:
+    """Exponent of the power of two that brings values of this largest modulus to between 1/2 and 1; 0 if that is not needed.
+
+    It is not where float32 holds the squares of their deviations, and sums of these.
+
+    Raises: NonFiniteError if float64 does not.
+    """
+    if peak == 0.0 or _SAFE_MIN < peak < _SAFE_MAX:
+        return 0
+    exponent = math.frexp(peak)[1]
+    if exponent > 500:
+        raise NonFiniteError(
+            f"values must stay below 1e150, the largest is {peak:.3g}; divide the data by a constant first"
+        )
+    return exponent
 
 
 class _Operands:

@@ -54,8 +54,10 @@ class NoiseSchedule:
         ve    alpha = 1                 Euler, Heun, LMS, EDM
         flow  alpha + sigma = 1         flow matching, and DPM-Solver or UniPC with flow sigmas
 
-    At a timestep that the sampler visits (`scheduler.set_timesteps` was called) the level is the sampler's own, which
-    differs a little from the curve where it rounds timesteps or interpolates sigmas linearly.
+    At a timestep that the sampler visits (`scheduler.set_timesteps` was called) the level is the one it steps from, which
+    differs from the curve where it rounds timesteps or interpolates sigmas linearly: the `add_noise` of SASolver, which goes
+    by the rounded timestep, gives another. Of steps rounded to one timestep this is the first;
+    `manifold.pipeline_families.visited_levels` has all.
 
     Arguments
         curve: log SNR at a timestep, and back; see `manifold.snr_curves`.

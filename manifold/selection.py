@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .covariance import (
+    DENSE_LIMIT,
     CovarianceModel,
     LowRankCovariance,
     StationaryCovariance,
@@ -36,7 +37,6 @@ FEWEST_ROWS = 20
 """Fewer say nothing of a model that others were left out for."""
 
 _EVERY = 5
-_DENSE_LIMIT = 4096
 _RANK_LIMIT = 1024
 _RANKS = (4, 16, 64, 256, 1024)
 _SHRINKAGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -47,7 +47,6 @@ class Candidate:
     """One model as it was compared.
 
     Attributes
-    ----------
         name: "full", "lowrank", "stationary", "full toward stationary" or "lowrank toward stationary", with how its
             shrinkage was set.
         log_likelihood: mean over the rows left out, in nats a row.
@@ -110,7 +109,7 @@ def fit_auto(
     if shape is not None and len(train) >= 2 * FOLDS:
         target = fit_stationary(CrossSpectrum.of(train, shape, device=device), dtype=torch.float64)
         candidates.append(Candidate("stationary", mean_log_likelihood(target, held_out)))
-        if store.d <= _DENSE_LIMIT:
+        if store.d <= DENSE_LIMIT:
             best = max(score_blends(train, held_out, target), key=lambda score: score.log_likelihood)
             if 0.0 < best.weight < 1.0:
                 candidates.append(Candidate("full toward stationary", best.log_likelihood, weight=best.weight))
@@ -149,7 +148,7 @@ def _eigen_candidates(
 
     Returns the candidates and the model they were all taken from.
     """
-    moments = _moments(train, device) if train.d <= _DENSE_LIMIT else None
+    moments = _moments(train, device) if train.d <= DENSE_LIMIT else None
     base: LowRankCovariance
     if moments is None:
         base = fit_lowrank(train, min(_RANK_LIMIT, len(train) - 1, train.d), device=device)
@@ -189,7 +188,7 @@ def _fit(
             _moments(store, device), spectrum, candidate.weight, rank=candidate.rank, dtype=dtype
         )
     shrinkage = candidate.shrinkage or 0.0
-    if store.d > _DENSE_LIMIT:
+    if store.d > DENSE_LIMIT:
         rank = candidate.rank or min(len(store) - 1, store.d)
         return fit_lowrank(store, rank, shrinkage=shrinkage, dtype=dtype, device=device)
     moments = _moments(store, device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import InputError, ShapeError
 
-__all__ = ["Level", "Levels", "flat_states", "level_pair", "like", "safe_ratio"]
+__all__ = ["Level", "Levels", "flat_states", "level_pair", "like", "safe_ratio", "safe_root"]
 
 Level = float | Tensor
 """alpha or sigma: a number, a tensor of shape (), or one value per row, (n,)."""
@@ -64,3 +64,9 @@ def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator, and 0 where both are 0: a direction with neither variance nor noise holds nothing."""
     safe = denominator.where(denominator > 0, torch.ones_like(denominator))
     return (numerator / safe).where(denominator > 0, torch.zeros_like(safe))
+
+
+def safe_root(value: Tensor) -> Tensor:
+    """Square root whose gradient at 0 is 0, not infinite: the gain of a direction without variance does not change."""
+    some = value > 0
+    return value.where(some, torch.ones_like(value)).sqrt().where(some, torch.zeros_like(value))

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from .covariance import CovarianceModel
-from .errors import ShapeError
+from .errors import InputError, ShapeError
 from .filter_bank import filter_bank
 from .recording import Recording, record
-from .states import safe_ratio
+from .states import safe_ratio, safe_root
 
 __all__ = ["Recording", "Rotation", "Trajectory", "record", "rotation", "sensitivity", "trajectory"]
 
@@ -65,7 +65,8 @@ def trajectory(
 
     Raises: ShapeError if the levels are not two lists of one length.
 
-    Cost: as `filter_bank` of 2 L filters; 2 L n d values.
+    Cost: as `filter_bank` of 2 L filters, in time and memory: 2 L n d values, and for 50 levels commonly a fifth (float32) to
+        two fifths (float64) of that on the way.
     """
     if alphas.ndim != 1 or alphas.shape != sigmas.shape:
         raise ShapeError(
@@ -74,11 +75,11 @@ def trajectory(
     a_t, s_t = (one.to(deviation.device, torch.float64)[:, None] for one in (alphas, sigmas))
 
     def filters(v: Tensor) -> Tensor:
-        now = (a_t**2 * v + s_t**2).sqrt()
+        now = safe_root(a_t**2 * v + s_t**2)
         return torch.cat([now, safe_ratio(a_t * v, now)])
 
     def start(v: Tensor) -> Tensor:
-        before = (a_s**2 * v + s_s**2).sqrt()
+        before = safe_root(a_s**2 * v + s_s**2)
         return safe_ratio(torch.ones_like(before), before)
 
     shares = torch.cat([a_t[:, 0], torch.ones_like(a_t[:, 0])])
@@ -88,14 +89,18 @@ def trajectory(
 def sensitivity(covariance: CovarianceModel, a_s: Tensor, s_s: Tensor, a_t: Tensor, s_t: Tensor) -> Tensor:
     """Change of the state at level t along each eigenvector, per unit of change at level s: sqrt(v_t / v_s)."""
     v = covariance.eigvals
-    return safe_ratio(a_t**2 * v + s_t**2, a_s**2 * v + s_s**2).sqrt()
+    return safe_root(safe_ratio(a_t**2 * v + s_t**2, a_s**2 * v + s_s**2))
 
 
 def rotation(covariance: CovarianceModel, noise: Tensor, levels: int = 33) -> Rotation:
     """The plane of (x_0, x_T) for trajectories from pure noise (n, d), on the variance-preserving circle.
 
     alpha_t = cos(theta), sigma_t = sin(theta), theta from pi / 2 (pure noise) to 0.
+
+    Raises: InputError for fewer than two levels, one of which would be noise and end at once.
     """
+    if levels < 2:
+        raise InputError(f"a trajectory has two ends, so at least 2 levels, it got {levels}")
     theta = torch.linspace(math.pi / 2, 0, levels, dtype=noise.dtype, device=noise.device)
     alphas, sigmas = theta.cos(), theta.sin()
     alphas[0], sigmas[0] = 0, 1

@@ -243,7 +243,7 @@ def test_large_d_takes_the_randomised_route(rng, monkeypatch):
 
     rows = rng.standard_normal((400, 60)) * np.arange(1, 61) ** -0.8
     exact = fit_covariance(moments_of(rows), "lowrank", 8, dtype=torch.float64)
-    monkeypatch.setattr(sys.modules["manifold.covariance.fit"], "_DENSE_LIMIT", 10)
+    monkeypatch.setattr(sys.modules["manifold.covariance.fit"], "DENSE_LIMIT", 10)
     found = fit_covariance(moments_of(rows), "lowrank", 8, dtype=torch.float64)
     torch.testing.assert_close(found.eigvals, exact.eigvals, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.tail_var, exact.tail_var, rtol=1e-6, atol=0)
@@ -398,3 +398,21 @@ def test_equal_rows_have_no_variance_rather_than_a_negative_one(precision):
     moments = moments_of(np.tile([0.1, 0.3, 0.7], (1000, 1)), precision)
     model = fit_covariance(moments, dtype=torch.float64)
     assert float(model.eigvals.max()) < 1e-28
+
+
+def test_variances_that_leave_their_type_are_refused():
+    """Infinite variances would make every later answer NaN."""
+    rows = 1e25 * data()
+    wide = fit_covariance(moments_of(rows), "lowrank", 4, dtype=torch.float64)
+    assert_close(wide.eigvals, torch.from_numpy(np.linalg.eigvalsh(np.cov(rows.T))[::-1][:4].copy()), scale=1e-3 * 1e50)
+    stationary = fit_stationary(spectrum_of(rows), dtype=torch.float64)
+    for refused in (
+        lambda: fit_covariance(moments_of(rows)),
+        lambda: fit_lowrank(ArrayRows(rows), 4),
+        lambda: fit_stationary(spectrum_of(rows)),
+        lambda: wide.to(dtype=torch.float32),
+        lambda: stationary.to(dtype=torch.float32),
+        lambda: LowRankCovariance(torch.zeros(2), torch.tensor([torch.nan]), torch.eye(2)[:, :1]),
+    ):
+        with pytest.raises(NonFiniteError, match="keep the model in float64"):
+            refused()

@@ -205,6 +205,16 @@ def test_the_central_difference_drops_what_is_even(gaussian):
     assert_close(found.gain, found.predicted[:, None].expand(5, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_states_of_half_precision_are_pushed_in_float32(gaussian, dtype):
+    x_s = (3 * torch.randn(2, D)).to(dtype)
+    found = measure_perturbation(
+        lambda x: gaussian.to(dtype=torch.float32).endpoint(x, 1.0, 2.0), x_s, 1.0, 2.0, gaussian
+    )
+    torch.testing.assert_close(found.gain, found.predicted[:, None].expand(5, 2), rtol=0, atol=1e-4)
+    assert float(found.leak.max()) < 1e-4
+
+
 def test_null_rows_of_the_comparison(gaussian):
     x0 = gaussian.sample(500)
     table = compare_denoisers({"gaussian": gaussian}, x0, [1.0, 1.0], [0.5, 20.0], reference=gaussian, null=True)
@@ -233,6 +243,10 @@ def test_wrong_use_is_said(gaussian):
         measure_emergence(x_t, x0_hat, torch.cat([alphas[:-1], alphas.new_zeros(1)]), sigmas, gaussian)
     with pytest.raises(ShapeError, match="x0_hat must be one level shorter"):
         measure_emergence(x_t, x_t, alphas, sigmas, gaussian)
+    with pytest.raises(InputError, match=r"need sigma > 0; the levels have sigma \[1.0, 0.0\]"):
+        compare_denoisers({"gaussian": gaussian}, x_t[-1], [1.0, 1.0], [1.0, 0.0])
+    with pytest.raises(InputError, match="at least once, repeats is 0"):
+        compare_denoisers({"gaussian": gaussian}, x_t[-1], [1.0], [1.0], repeats=0)
     x_s = x_t[20]
     with pytest.raises(InputError, match="ranks of eigenvectors from 0 to 23"):
         measure_perturbation(lambda x: x, x_s, 1.0, 1.0, gaussian, modes=[-1])

@@ -164,6 +164,31 @@ def test_gradients_flow_through_the_denoiser(manifold, generator):
     assert torch.autograd.gradcheck(lambda x: manifold.denoise(x, 0.8, 0.6), (x_t,))
 
 
+@pytest.mark.parametrize("informed", [False, True])
+@pytest.mark.parametrize(("alpha", "sigma"), [(0.6, 0.8), (1.0, 5.0), (1.0, 1e-2)])
+def test_gradients_by_the_level_where_a_direction_has_no_variance(manifold, generator, alpha, sigma, informed):
+    x_t = states(manifold, generator, alpha, sigma, n=2)
+    network = x_t.flip(0) if informed else None
+    level = torch.tensor([alpha, sigma], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda one: manifold.endpoint(x_t, *one, x0_hat=network), (level,))
+    assert torch.autograd.gradcheck(
+        lambda one: manifold.posterior(x_t, *one).sample(1, torch.Generator().manual_seed(0)), (level,)
+    )
+    assert torch.autograd.gradcheck(
+        lambda one: manifold.trajectory(x_t, *one, [1.0, 0.8], [0.0, 0.6]).x_t, (level,), atol=1e-4
+    )
+
+
+def test_what_a_network_adds_keeps_its_digits_in_float32(generator):
+    """Where the noise is far above a variance, 1 - sigma^2 / v has none left."""
+    variances = torch.logspace(-5, -8, 12, dtype=torch.float64)
+    manifold = GaussianManifold(FullCovariance(torch.zeros(12).double(), variances, orthonormal(12, generator)))
+    x_t, network = torch.randn(2, 6, 12, dtype=torch.float64, generator=generator)
+    expected = manifold.endpoint(x_t, 1.0, 1.0, network)
+    found = manifold.to(dtype=torch.float32).endpoint(x_t.float(), 1.0, 1.0, network.float())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
+
+
 def test_fit_equals_numpy_over_any_batches(generator):
     latents = torch.randn(400, 3, 2, 2, generator=generator, dtype=torch.float64) * 3 + 2
     whole = GaussianManifold.fit(latents)
@@ -174,6 +199,21 @@ def test_fit_equals_numpy_over_any_batches(generator):
         assert fitted.count == 400
         np.testing.assert_allclose(fitted.eigvals, np.linalg.eigvalsh(np.cov(flat.T))[::-1], rtol=1e-5)
         np.testing.assert_allclose(fitted.mean, flat.mean(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_type_of_a_fit_is_the_one_asked_for(generator, rank):
+    """float32 whatever the rows; float64 keeps the digits of rows far from zero, and variances far below the largest."""
+    scale = torch.logspace(0, -5, 8, dtype=torch.float64)
+    latents = 1e3 + torch.randn(300, 8, generator=generator, dtype=torch.float64) * scale
+    variances = np.linalg.eigvalsh(np.cov(latents.numpy().T))[::-1][:rank].copy()
+    narrow, wide = (GaussianManifold.fit(latents, rank=rank, **asked) for asked in ({}, {"dtype": torch.float64}))
+    assert (narrow.mean.dtype, narrow.eigvals.dtype, wide.mean.dtype) == (torch.float32, torch.float32, torch.float64)
+    np.testing.assert_allclose(wide.mean, latents.numpy().mean(0), rtol=1e-14)
+    np.testing.assert_allclose(wide.eigvals, variances, rtol=1e-3 if rank is None else 1e-9)
+    assert (narrow.mean.double() - latents.mean(0)).abs().max() > 1e-6
+    with pytest.raises(InputError, match="float32 or float64"):
+        GaussianManifold.fit(latents, dtype=torch.float16)
 
 
 def test_rank_leaves_the_rest_to_the_tail(generator):
@@ -253,6 +293,15 @@ def test_a_file_that_holds_no_manifold(manifold, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(b"12345")
     with pytest.raises(FormatError, match=r"cut.safetensors is damaged"):
         GaussianManifold.load(tmp_path / "cut.safetensors")
+    facts = '{"shape": [5, 1, 1], "count": 3, "about": {}}'
+    manifold.covariance.save(tmp_path / "other.safetensors", {"manifold": facts})
+    with pytest.raises(FormatError, match=r"other.safetensors holds parts that do not make a manifold: .* 5 values"):
+        GaussianManifold.load(tmp_path / "other.safetensors")
+
+
+def test_a_trajectory_of_one_point_has_no_plane(manifold):
+    with pytest.raises(InputError, match="at least 2 levels, it got 1"):
+        manifold.rotation(torch.randn(2, manifold.d), levels=1)
 
 
 @needs_shared
@@ -282,8 +331,6 @@ def test_a_networks_prediction_mends_the_endpoint_of_data_with_another_mean(mani
     """Exact for such data; without the prediction, or with it taken as the end, it is not."""
     old = manifold.covariance
     shift = torch.randn(manifold.d, generator=generator, dtype=torch.float64)
-    if sigma == 0:  # a state without noise has nothing in directions without variance
-        shift = torch.linalg.pinv(dense(manifold), rtol=1e-12, hermitian=True) @ dense(manifold) @ shift
     if isinstance(old, FullCovariance):
         moved = FullCovariance(old.mean + shift, old.eigvals, old.eigvecs)
     else:

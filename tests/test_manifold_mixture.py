@@ -1,5 +1,7 @@
 """The mixture against torch.distributions and autograd, its limits, and EM against scikit-learn."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from sklearn.mixture import GaussianMixture as Reference
 
 from manifold.class_gaussians import _moved
 from manifold.covariance import FullCovariance, LowRankCovariance, StationaryCovariance
-from manifold.errors import FormatError, InputError, MismatchError, NotFittedError, ShapeError
+from manifold.errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError, ShapeError
 from manifold.files import load_tensors, save_tensors
 from manifold.gaussian import GaussianManifold
 from manifold.mixture import GaussianMixture
@@ -248,11 +250,50 @@ def test_fewer_rows_than_dimensions_stay_on_the_lower_limit():
     assert all(float(one.eigvals.min()) >= 0.99 * float(one.tail_var) for one in fit.mixture.components)
 
 
+@pytest.mark.parametrize("scale", [1e-60, 1e-25, 1e25, 1e60])
+def test_data_of_any_size_are_fitted_alike(scale):
+    rows = three_clouds()
+    plain, scaled = (fit_mixture(one, 3, dtype=torch.float64) for one in (rows, rows * scale))
+    moved = rows.shape[1] * math.log(scale)
+    assert scaled.log_likelihood[-1] + moved == pytest.approx(plain.log_likelihood[-1], rel=1e-9)
+    assert_close(scaled.mixture.denoise(rows * scale, 1.0, scale) / scale, plain.mixture.denoise(rows, 1.0, 1.0))
+    with pytest.raises(
+        (InputError, NonFiniteError), match=r"multiply them by a constant|divide the data by a constant"
+    ):
+        fit_mixture(rows * scale, 3)
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_only_states_that_need_it_are_taken_in_float64(each, monkeypatch):
+    """And none of them comes out otherwise for the company it was asked in."""
+    model = GaussianMixture([component(seed, d=40, k=5, spread=0.1) for seed in range(3)], WEIGHTS).to(
+        dtype=torch.float32
+    )
+    x_t = torch.randn(9, 40)
+    x_t[[2, 7]] *= 1e4
+    sigma = torch.full((9,), 0.5) if each else 0.5
+    alone = torch.cat([model.log_prob(x_t[row : row + 1], 1.0, 0.5) for row in range(9)])
+    taken, quadratic = [], LowRankCovariance.quadratic
+
+    def counted(self, f, y):
+        taken.append(len(y))
+        return quadratic(self, f, y)
+
+    monkeypatch.setattr(LowRankCovariance, "quadratic", counted)
+    found = model.log_prob(x_t, 1.0, sigma)
+    assert taken == [2, 2, 2]
+    torch.testing.assert_close(found, alone, rtol=1e-6, atol=1e-5)
+    exact = reference(model.to(dtype=torch.float64), 1.0, 0.5).log_prob(x_t.double())
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=0.05)
+
+
 def test_wrong_use_is_said():
     with pytest.raises(InputError, match="at least one component"):
         GaussianMixture([])
     with pytest.raises(MismatchError, match=r"they have \[5, 6\]"):
         GaussianMixture([component(0), component(1, d=5)])
+    with pytest.raises(MismatchError, match=r"of one type, they are \['torch.float32', 'torch.float64'\]"):
+        GaussianMixture([component(0), component(1).to(dtype=torch.float32)])
     with pytest.raises(InputError, match="3 positive numbers"):
         GaussianMixture(mixture().components, [1.0, 0.0, 1.0])
     with pytest.raises(ShapeError, match="has 7 values, the components have 6"):

@@ -98,7 +98,7 @@ def test_wider_than_a_panel(rng, precision):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e30])
+@pytest.mark.parametrize("scale", [1e-100, 1e-60, 1e-30, 1e-6, 1e30, 1e100])
 def test_extreme_scales(rng, precision, scale, device):
     """Squares of these leave the range of float32."""
     rows = (rng.standard_normal((500, 8)) + 2.0) * scale

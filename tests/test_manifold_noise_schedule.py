@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from manifold.errors import InputError, ShapeError
+from manifold.pipeline_families import visited_levels
 from manifold.schedule import NoiseSchedule, levels_at_snr
 from manifold.snr_curves import FlowCurve, TableCurve
 
@@ -296,3 +297,39 @@ def test_half_precision_rounds_the_result_and_not_the_factor():
 def test_schedulers_that_run_from_data_to_noise_are_refused(name):
     with pytest.raises(InputError, match=f"{name} runs from data to noise"):
         NoiseSchedule.from_scheduler(getattr(diffusers, name)())
+
+
+ONE_IMAGE = [
+    (name, {**SD, **more})
+    for name in (
+        "SASolverScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "UniPCMultistepScheduler",
+        "DEISMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+    )
+    for more in ({}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True})
+] + [
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
+    ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+@pytest.mark.parametrize(("name", "options"), ONE_IMAGE, ids=[f"{n}-{list(o)[-1]}" for n, o in ONE_IMAGE])
+def test_the_sampler_itself_steps_from_one_of_our_levels_to_the_next(name, options, fixed_seed):
+    """Data of one image: the flow is x_t = alpha x0 + sigma eps with the same eps throughout, and no solver leaves it."""
+    scheduler = made(name, options, 20)
+    scheduler.tau_func = lambda t: 0  # SASolver's noise
+    alphas, sigmas = visited_levels(scheduler)
+    x0, eps = torch.randn(2, 1, 2, 3, 3, dtype=torch.float64)
+    state = alphas[0] * x0 + sigmas[0] * eps
+    for t, alpha, sigma in zip(scheduler.timesteps, alphas, sigmas, strict=True):
+        torch.testing.assert_close(
+            state, alpha * x0 + sigma * eps, rtol=0, atol=1e-4 * float(torch.hypot(alpha, sigma))
+        )
+        noise = (state - alpha * x0) / sigma
+        state = scheduler.step(noise - x0 if name.startswith("FlowMatch") else noise, t, state).prev_sample

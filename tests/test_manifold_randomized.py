@@ -85,6 +85,26 @@ def test_matrix_free_fit_against_a_gram_matrix(rng):
     assert torch.equal(again.eigvecs, model.eigvecs)
 
 
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [(2.0**62, torch.float32), (1e-19, torch.float64), (1e-100, torch.float64), (1e100, torch.float64)],
+)
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_whose_squares_float32_does_not_hold(rng, scale, dtype, device):
+    rows = (rng.standard_normal((300, 40)) * np.arange(1, 41) ** -1.0 + 0.5) * scale
+    model = fit_lowrank(ArrayRows(rows), 5, dtype=dtype, device=device)
+    values, vectors = np.linalg.eigh(np.cov(rows.T / scale))
+    np.testing.assert_allclose(model.eigvals.double().cpu() / scale**2, values[::-1][:5], rtol=1e-4)
+    assert float(model.tail_var) / scale**2 == pytest.approx(values[:-5].sum() / 35, rel=1e-4)
+    overlap = (vectors[:, ::-1][:, :5] * model.eigvecs.double().cpu().numpy()).sum(0)
+    np.testing.assert_allclose(np.abs(overlap), 1, atol=1e-5)
+
+
+def test_rows_whose_squares_no_type_holds_are_refused(rng):
+    with pytest.raises(NonFiniteError, match="must stay below 1e150"):
+        fit_lowrank(ArrayRows(1e160 * rng.standard_normal((50, 4))), 2)
+
+
 def test_bad_rows_are_named(rng):
     rows = rng.standard_normal((50, 4))
     rows[31, 2] = np.nan

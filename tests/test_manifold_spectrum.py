@@ -13,6 +13,7 @@ from manifold.diagnostics import diagnose, verdict
 from manifold.errors import InputError, ShapeError
 from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments
+from manifold.nulls import isotropic
 from manifold.power import channel_variance, frequency_power, radial_power
 from manifold.reproducibility import convergence, split_half, subspace_overlap
 from manifold.rows import ArrayRows, RowSubset
@@ -168,7 +169,7 @@ def planted(rng: np.random.Generator, n: int, d: int = 40, strong: int = 6) -> n
 def test_halves_agree_on_the_planted_directions_only(rng, limit, monkeypatch):
     import manifold.reproducibility
 
-    monkeypatch.setattr(manifold.reproducibility, "_DENSE_LIMIT", limit)
+    monkeypatch.setattr(manifold.reproducibility, "DENSE_LIMIT", limit)
     rows = planted(rng, 400)
     split = split_half(ArrayRows(rows), 30)
     assert split.rows == 200
@@ -273,6 +274,15 @@ def test_the_line_of_a_power_law_is_the_law_itself():
     ranks, heights = power_law_line(eigvals, law)
     assert ranks == (10, 120)
     np.testing.assert_allclose(heights, [float(eigvals[9]), float(eigvals[119])], rtol=1e-10)
+
+
+def test_a_model_without_preferred_directions_has_diagnostics():
+    flat = isotropic(GaussianManifold.fit(torch.randn(40, 12, generator=torch.Generator().manual_seed(0))))
+    found = diagnose(flat.covariance, 40, shape=(3, 2, 2))
+    assert (found.components, found.power_law, found.noise_edge) == ((None,) * 5, None, None)
+    assert found.trace == pytest.approx(flat.total_variance)
+    assert found.largest == pytest.approx(flat.total_variance / 12)
+    assert (found.participation_ratio, found.effective_rank) == (pytest.approx(12), pytest.approx(12))
 
 
 def test_rows_that_are_all_equal_have_no_spectrum():

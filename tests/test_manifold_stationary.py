@@ -269,7 +269,7 @@ def test_auto_scores_are_those_of_models_fitted_without_the_rows_left_out():
 def test_wide_data_take_the_matrix_free_route(monkeypatch):
     import manifold.selection
 
-    monkeypatch.setattr(manifold.selection, "_DENSE_LIMIT", 10)
+    monkeypatch.setattr(manifold.selection, "DENSE_LIMIT", 10)
     rows = images((2, 4, 4), 60)
     chosen = fit_auto(ArrayRows(rows), (2, 4, 4))
     assert chosen.candidates[0].name == "stationary"

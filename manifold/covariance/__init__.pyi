@@ -4,6 +4,7 @@ from .blend import BlendScore as BlendScore
 from .blend import blend_with_stationary as blend_with_stationary
 from .blend import score_blends as score_blends
 from .blend_lowrank import score_lowrank_blends as score_lowrank_blends
+from .fit import DENSE_LIMIT as DENSE_LIMIT
 from .fit import default_rank as default_rank
 from .fit import fit_covariance as fit_covariance
 from .fit import fit_lowrank as fit_lowrank

@@ -68,7 +68,10 @@ class CovarianceModel(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same model on another device, or in float32 or float64. Raises: InputError for another type."""
+        """The same model on another device, or in float32 or float64.
+
+        Raises: InputError for another type; NonFiniteError if variances leave its range.
+        """
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from manifold.eigen import descending_eigh, principal_directions
 from manifold.errors import InputError, NotFittedError
 from manifold.moments import Moments
+from manifold.precision import require_wide
 from manifold.randomized import StreamedCovariance, finite_rows, leading_eigenpairs
 from manifold.rows import RowStore
 
@@ -17,10 +18,11 @@ from .full import FullCovariance
 from .lowrank import LowRankCovariance
 from .shrinkage import oas_intensity
 
-__all__ = ["DEFAULT_RANK", "default_rank", "fit_covariance", "fit_lowrank"]
+__all__ = ["DEFAULT_RANK", "DENSE_LIMIT", "default_rank", "fit_covariance", "fit_lowrank"]
 
 DEFAULT_RANK = 256
-_DENSE_LIMIT = 4096  # up to here all eigenpairs cost seconds, and the leading ones are exact
+DENSE_LIMIT = 4096
+"""Up to here all eigenpairs cost seconds, and the leading ones are exact."""
 _RANK_ABOVE = 1024
 _DENSE_QUICK = 1024  # up to here a decomposition takes a tenth of a second, however few the rows
 _FEW_VALUES = 2**26  # rows that take 512 MiB in float64
@@ -31,7 +33,7 @@ def default_rank(n: int, d: int) -> int:
 
     Few are at most d / 2, with d above 1,024.
     """
-    most = d if d <= _DENSE_LIMIT else _RANK_ABOVE
+    most = d if d <= DENSE_LIMIT else _RANK_ABOVE
     return min(most, n - 1) if _few(n, d) else most
 
 
@@ -59,12 +61,13 @@ def fit_covariance(
 
     Returns: the model, on the device of the moments.
 
-    Raises: InputError; NotFittedError if fewer than two rows came.
+    Raises: InputError; NotFittedError if fewer than two rows came; NonFiniteError if variances leave the range of `dtype`.
 
     Cost: O(d^3) for "full". "lowrank" takes O(n^2 d), exact, above d = 1,024 as long as the moments hold all their rows and
     these are at most d / 2; else O(d^3), exact, up to d = 4096 or with rank above d / 8; else O(d^2 k) by a randomised block
     method, see `leading_eigenpairs` for its accuracy.
     """
+    require_wide(dtype)
     if moments.count < 2:
         raise NotFittedError(f"a covariance needs at least 2 rows, {moments.count} came; encode more images")
     if model not in ("full", "lowrank"):
@@ -78,7 +81,7 @@ def fit_covariance(
         return _of_few_rows(rows.to(torch.float64, copy=True), k, intensity, dtype)
     covariance = moments.covariance()
     total = float(covariance.diagonal().sum())
-    if model == "full" or d <= _DENSE_LIMIT or k > d // 8:
+    if model == "full" or d <= DENSE_LIMIT or k > d // 8:
         eigvals, eigvecs = descending_eigh(covariance)
     else:
         eigvals, eigvecs, _ = leading_eigenpairs(
@@ -107,12 +110,13 @@ def fit_lowrank(
         dtype: type of the model's tensors.
         device: where the products are taken and the model lives.
 
-    Raises: InputError; NonFiniteError naming the row.
+    Raises: InputError; NonFiniteError naming the row, or if variances leave the range of `dtype`.
 
     Cost: at most ten passes over the rows; memory of 8 d (rank + 32) values. Eigenvalues approach from below, to 1e-4
     of themselves or better (benchmarks/lowrank.py: the leading 64 of 256 at d = 65,536). Above d = 1,024, rows of 2^26 values
     in all, and at most d / 2, are read once and decomposed exactly, in O(n^2 d).
     """
+    require_wide(dtype)
     if not 1 <= rank <= store.d:
         raise InputError(f"rank must lie between 1 and d = {store.d}, it is {rank}")
     if _few(len(store), store.d):
@@ -121,6 +125,7 @@ def fit_lowrank(
     covariance = StreamedCovariance(store, device=device)
     k = min(rank, len(store) - 1)
     eigvals, eigvecs, _ = leading_eigenpairs(covariance, store.d, k, device=device)
+    eigvals *= covariance.unit**2
     return _with_tail(covariance.mean, eigvals, eigvecs, covariance.total_variance, shrinkage, dtype, len(store))
 
 

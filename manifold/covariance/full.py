@@ -23,7 +23,7 @@ class FullCovariance(LowRankCovariance):
         eigvecs: (d, d) orthonormal columns.
         count: number of rows the estimate rests on, where known.
 
-    Raises: ShapeError; NotPSDError as for LowRankCovariance.
+    Raises: ShapeError; NonFiniteError and NotPSDError as for LowRankCovariance.
     """
 
     model = "full"

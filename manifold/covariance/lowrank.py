@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from manifold.errors import FormatError, ManifoldWarning, NotPSDError, ShapeError
-from manifold.precision import require_wide, without_autocast
+from manifold.precision import require_finite_variances, require_wide, without_autocast
 
 from .base import CovarianceModel, SpectralFunction
 
@@ -36,7 +36,8 @@ class LowRankCovariance(CovarianceModel):
         tail_var: variance along each of the d - k directions outside their span; not used if k = d.
         count: number of rows the estimate rests on, where known.
 
-    Raises: ShapeError; NotPSDError if a variance is below -1e-4 of the largest.
+    Raises: ShapeError; NonFiniteError for variances that are not finite in the type of `eigvecs`; NotPSDError if one is below
+        -1e-4 of the largest.
     """
 
     model = "lowrank"
@@ -62,7 +63,9 @@ class LowRankCovariance(CovarianceModel):
                 f"it is {tuple(eigvecs.shape)}"
             )
         tail = torch.as_tensor(tail_var, dtype=eigvecs.dtype, device=eigvecs.device).reshape(())
-        variances = _without_negative(torch.cat([eigvals.to(eigvecs), tail[None]]), mean)
+        variances = torch.cat([eigvals.to(eigvecs), tail[None]])
+        require_finite_variances(variances)
+        variances = _without_negative(variances, mean)
         self.mean = mean.to(eigvecs)
         self.eigvals = variances[:-1]
         self.eigvecs = eigvecs.contiguous()  # one layout, so that a loaded model gives the same bits
@@ -111,12 +114,17 @@ class LowRankCovariance(CovarianceModel):
         return gains[..., :-1].sum(-1) + (self.d - self.k) * gains[..., -1]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same model on another device, or in float32 or float64; shared where nothing changes. Raises: InputError."""
+        """The same model on another device, or in float32 or float64; shared where nothing changes.
+
+        Raises: InputError for another type; NonFiniteError if variances leave its range.
+        """
         require_wide(dtype)
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         for name in ("mean", "eigvals", "eigvecs", "tail_var"):
             setattr(other, name, getattr(self, name).to(device=device, dtype=dtype))
+        if dtype is not None:
+            require_finite_variances(other.eigvals)
         return other
 
     def tensors(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from manifold.errors import FormatError, NotPSDError, ShapeError
-from manifold.precision import require_wide, without_autocast
+from manifold.precision import require_finite_variances, require_wide, without_autocast
 
 from .base import CovarianceModel, SpectralFunction
 
@@ -33,7 +33,8 @@ class StationaryCovariance(CovarianceModel):
         width: W.
         count: number of images the estimate rests on, where known.
 
-    Raises: ShapeError; NotPSDError if a matrix has an eigenvalue below -1e-4 of the largest.
+    Raises: ShapeError; NonFiniteError for variances that are not finite in the model's type; NotPSDError if a matrix has an
+        eigenvalue below -1e-4 of the largest.
     """
 
     model = "stationary"
@@ -64,6 +65,7 @@ class StationaryCovariance(CovarianceModel):
         dtype = self.channel_mean.dtype
         self._basis = basis.to(_complex_type(dtype))
         self._variances = values.clamp_min(0).permute(2, 0, 1).reshape(-1).to(dtype)  # (C H W')
+        require_finite_variances(self._variances)
         self.eigvals = self._variances.repeat_interleave(self._multiplicity()).sort(descending=True).values
 
     def _multiplicity(self) -> Tensor:
@@ -117,7 +119,10 @@ class StationaryCovariance(CovarianceModel):
         return StationaryCovariance(channel_mean, spectrum, width, count=self.count)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same model on another device, or in float32 or float64; shared where nothing changes. Raises: InputError."""
+        """The same model on another device, or in float32 or float64; shared where nothing changes.
+
+        Raises: InputError for another type; NonFiniteError if variances leave its range.
+        """
         require_wide(dtype)
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)

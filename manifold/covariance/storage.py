@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from manifold.errors import FormatError, NotPSDError, ShapeError
+from manifold.errors import FormatError, NonFiniteError, NotPSDError, ShapeError
 from manifold.files import load_tensors
 
 from .base import CovarianceModel
@@ -46,5 +46,5 @@ def model_from(name: str | None, tensors: Mapping[str, Tensor], path: Path) -> C
             raise FormatError(f"{path} is damaged: {part} holds NaN or infinity; fit again to make it")
     try:
         return _READERS[name](tensors, path)
-    except (NotPSDError, ShapeError, RuntimeError) as error:
+    except (NonFiniteError, NotPSDError, ShapeError, RuntimeError) as error:
         raise FormatError(f"{path} holds parts that do not make a {name} covariance: {error}") from error
