@@ -10,11 +10,27 @@ import numpy as np
 from manifold.bootstrap import bootstrap_mean
 from manifold.learning import Learning
 
-from .figures import AMBER, BLUE, GREEN, GREY, PURPLE, Words, band, finish, heading, legend, noise_name, two_panels
+from .figures import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    Words,
+    band,
+    finish,
+    heading,
+    legend,
+    noise_name,
+    plain_log,
+    two_panels,
+)
 
 __all__ = ["middle_level", "plot_learning"]
 
 _COLOURS = {"Gaussian": AMBER, "empirical": PURPLE}
+_FLOOR = 1e-3
+"""Per cent of the variance; a distance of nothing has no place on a logarithmic axis."""
 
 
 def middle_level(found: Learning) -> int:
@@ -32,6 +48,8 @@ def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = F
     level = middle_level(found)
     pyplot, figure, (left, right) = two_panels()
     steps = np.array(found.stages)
+    error = bootstrap_mean(100 * found.error[:, level])
+    band(right, steps, error, BLUE, "network", marker="o")
     for place, label in enumerate(found.names):
         nothing = label.startswith("null")
         colour = GREY if nothing else _COLOURS.get(label, GREEN)
@@ -43,10 +61,10 @@ def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = F
             label,
             ":" if nothing else "-",
             "o",
+            _FLOOR,
         )
-        error = 100 * float(found.analytic_error[level, place].mean())
-        right.axhline(error, color=colour, linestyle=":" if nothing else "--", linewidth=1.4, label=label)
-    band(right, steps, bootstrap_mean(100 * found.error[:, level]), BLUE, "network", marker="o")
+        other = 100 * float(found.analytic_error[level, place].mean())
+        right.axhline(other, color=colour, linestyle=":" if nothing else "--", linewidth=1.4, label=label)
     if found.null_distance is not None and found.null_error is not None:
         place = found.names.index("Gaussian")
         lost = 100 * float(found.null_distance[level, place].mean())
@@ -58,10 +76,12 @@ def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = F
             linewidth=1.2,
             label="null: shuffled weights",
         )
-    left.set_ylabel("squared distance from each (% of the latents' variance)")
-    right.set_ylabel("squared error to the clean latent (% of variance)")
+    left.set_ylabel("distance² from each (% of variance)")
+    left.set_yscale("log")
+    plain_log(left.yaxis)
+    right.set_ylabel("error² to the clean latent (% of variance)")
+    right.set_ylim(bottom=0.9 * min(float(error.mean.min()), 100 * float(found.analytic_error[level].mean(1).min())))
     for axis in (left, right):
-        axis.set_ylim(bottom=0)
         _step_axis(axis, steps)
         legend(axis, "best")
     noise = noise_name(float(found.alphas[level]), float(found.sigmas[level]))
@@ -79,7 +99,7 @@ def _step_axis(axis: Any, steps: np.ndarray) -> None:
 
     first = int(steps[steps > 0].min(initial=max(int(steps.max()), 1)))
     axis.set_xscale("symlog", linthresh=first, linscale=0.6)
-    axis.set_xlim(-0.15 * first if steps[0] == 0 else 0.8 * first, 1.25 * max(int(steps[-1]), 1))
+    axis.set_xlim(-0.15 * first if steps[0] == 0 else 0.8 * first, 1.5 * max(int(steps[-1]), 1))
     shown = steps[:: -(-len(steps) // 7)]
     axis.set_xticks(shown)
     axis.xaxis.set_minor_locator(NullLocator())
