@@ -3,8 +3,10 @@
 import diffusers
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
+from manifold_apps.report_model import open_flow_model
 from manifold_apps.training.checkpoints import find_checkpoints, keep_checkpoint, kept_step
-from tiny_pipelines import tiny_unet
+from tiny_pipelines import tiny_ddim, tiny_unet
 
 from manifold.errors import InputError
 
@@ -37,6 +39,20 @@ def test_networks_are_found_by_step_the_average_before_the_last(tmp_path):
         (500, tmp_path / "checkpoint-500" / "unet_ema"),
     ]
     assert list(find_checkpoints(tmp_path, "transformer")) == [7]
+
+
+def test_an_average_that_diffusers_kept_opens_as_the_network_it_is(tmp_path):
+    network = tiny_unet(3)
+    average = EMAModel(network.parameters(), decay=0.5, model_cls=diffusers.UNet2DModel, model_config=network.config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 1
+    average.step(network.parameters())
+    average.save_pretrained(tmp_path / "checkpoint-30" / "unet_ema")
+    model = open_flow_model(tiny_ddim())
+    opened = model.kept(find_checkpoints(tmp_path, model.network_name)[30])
+    for kept, wanted in zip(opened.parameters(), average.shadow_params, strict=True):
+        torch.testing.assert_close(kept, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("made", [False, True])
