@@ -11,6 +11,7 @@ The plain run of equally many evaluations is the fair rival; that of equally man
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from index.statistics import load_manifold
 from index.workspace import Workspace
 from manifold.class_flow import ClassFlow
 from manifold.class_moments import ClassMoments
-from manifold.errors import InputError
+from manifold.errors import InputError, ManifoldWarning
 from manifold.gaussian import GaussianManifold
 from manifold.teleport import FlowSolver
 
@@ -79,6 +80,8 @@ def bench_teleport(
             decoded by the workspace's autoencoder. encoder: where that lies now, if it moved.
         progress: told of ("paint", network evaluations done, in all).
 
+    Warns: ManifoldWarning if a share of the steps is less than one of them.
+
     Raises: InputError for options out of range, or per_class without whole-number labels; NotFittedError; MismatchError if
         workspace and model do not belong together; MissingExtraError for clip without open_clip; what opening the models
         raises.
@@ -86,6 +89,7 @@ def bench_teleport(
     Cost: seeds times the evaluations of all runs and 2.5 times `reference_steps`; guided ones ask the network twice.
     """
     _require(seeds, samplers, evaluations, starts, steps, skips, reference_steps)
+    _warn_of_nothing_skipped(steps, skips)
     device = choose_device(device)
     opened = Workspace.open(workspace)
     manifold = load_manifold(opened)
@@ -199,8 +203,24 @@ def _plan(
                 add((sampler, longer, longer - count), "evaluations")
         for count in steps:
             for skip in skips:
-                add((sampler, count, int(skip * count + 1e-9)), "steps")
+                add((sampler, count, _left_out(skip, count)), "steps")
     return plan
+
+
+def _left_out(skip: float, steps: int) -> int:
+    """Whole steps that a share of them is."""
+    return int(skip * steps + 1e-9)
+
+
+def _warn_of_nothing_skipped(steps: Sequence[int], skips: Sequence[float]) -> None:
+    for count in steps:
+        nothing = [f"{skip:g}" for skip in skips if _left_out(skip, count) == 0]
+        if nothing:
+            warnings.warn(
+                f"skipping {', '.join(nothing)} of {count} steps leaves out no whole step, so it is not measured",
+                ManifoldWarning,
+                stacklevel=3,
+            )
 
 
 def _class_manifolds(workspace: Workspace) -> dict[int, GaussianManifold]:

@@ -7,8 +7,11 @@ stopped by Ctrl-C. Our own errors become one sentence; anything else is a bug an
 from __future__ import annotations
 
 import errno
+import re
+import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from io import TextIOWrapper
 from typing import Annotated, NoReturn
@@ -30,11 +33,15 @@ from . import (
 
 __all__ = ["app", "main"]
 
+_KEYWORD = re.compile(r"(?<![\w./-])[a-z]+(?:_[a-z]+)+(?![\w/-]|\.\w)|^[a-z]+(?= must )")
+"""What may be a function's keyword: a name with an underscore that is no part of a path, and what a sentence is about."""
+
 app = typer.Typer(
     name="manifold",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # the other mode takes what stands in brackets for a style, and drops it
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Measure a diffusion model's latent space, predict where a noisy state is heading, and retrieve what it leans on.",
 )
@@ -79,7 +86,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            app()
+            with _interruptible():
+                app()
         finally:
             sys.stdout.flush()  # a full device is told here, and not by Python at its end
     except (ManifoldError, PermissionError) as error:
@@ -98,6 +106,30 @@ def main() -> None:
         _fail("the output cannot be written, its device is full; free some space and run the same command again")
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C stop an import too, which may turn it into an error of any kind."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # it is ignored, as under nohup
+        yield
+        return
+    stopped = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except Exception:
+        if stopped:
+            sys.exit(130)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _fail(sentence: str) -> NoReturn:
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(1)
@@ -107,4 +139,13 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, PermissionError) and not isinstance(error, ManifoldError):
         return f"no permission to read {error.filename or 'a file'}; ask for it, or copy the folder"
     # An OSError prints its error number first; the sentence alone is what a person needs.
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return _KEYWORD.sub(lambda found: _options().get(found[0], found[0]), told)
+
+
+def _options() -> dict[str, str]:
+    """The options of the command that was called by the keywords of its function, of which that function's errors speak."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    called = next((commands[word] for word in sys.argv[1:] if word in commands), None)
+    parameters = called.params if called else []
+    return {one.name: max(one.opts, key=len) for one in parameters if one.param_type_name == "option"}

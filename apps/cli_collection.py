@@ -93,7 +93,7 @@ def run(
     from index.fit import judge_workspace
 
     from .console import RESUMES, long_work, out
-    from .describe import describe_workspace, description_table
+    from .describe import describe_workspace, description_table, reject_reasons
     from .run import run_images
 
     with long_work(RESUMES) as progress:
@@ -102,7 +102,7 @@ def run(
             device=device, workers=workers, max_rejects=max_rejects, rank=rank, progress=progress,
         )  # fmt: skip
         verdict = judge_workspace(workspace, progress=progress)
-    out.print(description_table(describe_workspace(workspace)))
+    out.print(description_table({**describe_workspace(workspace), "reject_reasons": reject_reasons(workspace)}))
     out.print(verdict, soft_wrap=True)
 
 
@@ -124,6 +124,7 @@ def add(
     from index.add import add_images
 
     from .console import RESUMES, long_work, out
+    from .plain_text import counted
 
     with long_work(RESUMES) as progress:
         done = add_images(
@@ -132,8 +133,8 @@ def add(
         )  # fmt: skip
     listed = f", {done.rejects:,} rejected (see {done.workspace.rejects_path})" if done.rejects else ""
     out.print(
-        f"added {done.rows:,} images{listed}, {done.known:,} were known by their key; "
-        f"{done.workspace.manifest.count:,} latents in all"
+        f"added {counted(done.rows, 'image')}{listed}, {counted(done.known, 'was', 'were')} known by their key; "
+        f"{counted(done.workspace.manifest.count, 'latent')} in all"
     )
 
 
@@ -153,15 +154,19 @@ def remove(
 
     from .console import RESUMES, long_work, out
     from .keys import read_keys
+    from .plain_text import counted
 
     wanted = [*(keys or []), *(read_keys(keys_from) if keys_from is not None else [])]
     with long_work(RESUMES) as progress:
         done = remove_images(workspace, wanted, progress=progress)
-    gone = f"; not there, or removed before: {len(done.missing):,} keys" if done.missing else ""
-    listed = f" and {done.rejects:,} rejects" if done.rejects else ""
-    out.print(f"removed {done.rows:,} images{listed}{gone}; {done.workspace.manifest.count:,} latents are left")
+    gone = f"; not there, or removed before: {counted(len(done.missing), 'key')}" if done.missing else ""
+    listed = f" and {counted(done.rejects, 'reject')}" if done.rejects else ""
+    left = counted(done.workspace.manifest.count, "latent is", "latents are")
+    out.print(f"removed {counted(done.rows, 'image')}{listed}{gone}; {left} left")
 
 
 def _encoded(count: int, rejects: int, rejects_path: Path) -> str:
+    from .plain_text import counted
+
     listed = f"; {rejects:,} rejected, see {rejects_path}" if rejects else ", none rejected"
-    return f"stored {count:,} latents{listed}"
+    return f"stored {counted(count, 'latent')}{listed}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -81,11 +82,18 @@ _FORMATS = {".bmp", ".csv", ".gif", ".html", ".jpeg", ".jpg", ".json", ".jsonl",
 
 
 def named(suffix: str) -> Callable[[Path | None], Path | None]:
-    """The check that a file to write is not called something that it will not be."""
+    """The check, before the work, that a file can be written and is not called something that it will not be."""
 
     def check(path: Path | None) -> Path | None:
-        if path is not None and path.suffix.lower() in _FORMATS - {suffix}:
+        if path is None or not path.name:
+            return path
+        if path.suffix.lower() in _FORMATS - {suffix}:
             raise typer.BadParameter(f"{path.name} would be {suffix[1:].upper()}; call it {path.stem}{suffix}")
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a folder; name a file in it")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise typer.BadParameter(f"{path} cannot be written; name a file in another folder")
         return path
 
     return check

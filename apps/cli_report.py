@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .cli_options import named
+
 __all__ = ["register"]
 
 
@@ -24,9 +26,9 @@ def report(
             help="Folder of a diffusers pipeline, unconditional or class-conditional; `demo` for the one that ships.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="Page to write.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="HTML", callback=named(".html"), help="Page to write.")
+    ] = Path("report.html"),
     seeds: Annotated[int, typer.Option(help="Trajectories to record, at least 4.")] = 64,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 25,
     checkpoints: Annotated[

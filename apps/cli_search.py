@@ -57,6 +57,7 @@ def index(
 
     from .console import long_work, out
     from .describe import recall_text
+    from .plain_text import counted
 
     if measure:
         if rank is not None or kind is not None or recall is not None:
@@ -69,7 +70,7 @@ def index(
     with long_work() as progress:
         card = build_index(workspace, plan=plan, recall=recall, progress=progress)
     out.print(
-        f"indexed {card['count']:,} latents: {card['kind']} over {card['k']} coordinates with "
+        f"indexed {card['count']:,} latents: {card['kind']} over {counted(card['k'], 'coordinate')} with "
         f"{card['variance_kept']:.1%} of the variance, {card['index_bytes'] / 2**20:,.1f} MiB; {recall_text(card['recall'])}"
     )
 
@@ -108,7 +109,7 @@ def search(
     Example: manifold search ws cat.jpg --sigma 2 --question endpoint --sheet cat.png
     """
     from .console import out
-    from .plain_text import plain
+    from .plain_text import counted
     from .query import save_answer, search_workspace
 
     answer = search_workspace(
@@ -120,20 +121,10 @@ def search(
     if as_json:
         print(json.dumps(answer.to_dict(), indent=2))
         return
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name, justify in (("rank", "right"), ("row", "right"), (answer.score_name, "right"), ("image", "left")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    table.add_column("caption or label", justify="left", overflow="fold")
-    for rank, found in enumerate(answer.rows, 1):
-        about = found["caption"] or ("" if found["label"] is None else str(found["label"]))
-        score = f"{found[answer.score_name]:.4g}"
-        table.add_row(str(rank), str(found["row"]), score, plain(found["image_path"] or ""), plain(about))
-    out.print(table)
+    out.print(answer.table())
     if answer.where:
         given = "; probabilities are given that it is one of them" if answer.score_name == "probability" else ""
-        out.print(f"among the {answer.among:,} images with {' and '.join(answer.where)}{given}")
+        out.print(f"among the {counted(answer.among or 0, 'image')} with {' and '.join(answer.where)}{given}")
     if sheet is not None:
         out.print(f"contact sheet: {sheet}")
 

@@ -39,26 +39,37 @@ def map_(
 ) -> None:
     """Lay the collection out on a plane: a table that embedding-atlas opens, and a picture with thumbnails.
 
+    Each space has one map, and a new one takes the place of the one before.
+
     Example: manifold map ws --method umap
     """
     from index.clip.store import card_path
-    from index.projection import Space, project_map
+    from index.projection import Space, map_path, project_map
+    from index.workspace import Workspace
 
     from .console import long_work, out
     from .map_plot import plot_map
+    from .plain_text import counted
 
     spaces: list[Space] = [space] if space else ["latent", "clip"] if card_path(workspace).is_file() else ["latent"]
     left = "nothing was written"
     for one in spaces:
+        before = map_path(Workspace.open(workspace), one).is_file()
         with long_work(left) as progress:
             made = project_map(
                 workspace, method, space=one, neighbours=neighbours, min_dist=min_dist, seed=seed, progress=progress
             )
         left = f"{made.path} is written"
-        out.print(f"{made.path}: {len(made.points):,} images, each with {made.neighbours.ids.shape[1]} neighbours")
+        instead = "; it took the place of the map before" if before else ""
+        out.print(
+            f"{made.path}: {len(made.points):,} images, each with {made.neighbours.ids.shape[1]} neighbours{instead}",
+            soft_wrap=True,
+        )
         if picture:
             path, shown = plot_map(workspace, made, encoder=encoder)
-            out.print(f"{path}: {shown:,} thumbnails" if shown else f"{path}: a dot for each")
+            out.print(f"{path}: {counted(shown, 'thumbnail') if shown else 'a dot for each'}", soft_wrap=True)
+        elif (old := made.path.with_suffix(".png")).is_file():
+            out.print(f"{old}: still the picture of the map before", soft_wrap=True)
 
 
 def clip(
@@ -87,13 +98,14 @@ def clip(
     from index.clip import embed_workspace
 
     from .console import RESUMES, long_work, out
+    from .plain_text import counted
 
     with long_work(RESUMES) as progress:
         store = embed_workspace(
             workspace, model, images or (), image_column=image_column, device=device, batch_size=batch_size, workers=workers,
             progress=progress,
         )  # fmt: skip
-    out.print(f"embedded {len(store):,} images: {store.card.spec.d:,} values each, by {store.card.spec.id}")
+    out.print(f"embedded {counted(len(store), 'image')}: {store.card.spec.d:,} values each, by {store.card.spec.id}")
 
 
 def clip_search(

@@ -44,7 +44,9 @@ def fit(
     plots: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Draw spectrum, reproducible directions, power and convergence into a folder."
+            metavar="DIR",
+            file_okay=False,
+            help="Draw spectrum, reproducible directions, power and convergence into a folder.",
         ),
     ] = None,
     drift: Annotated[
@@ -59,6 +61,7 @@ def fit(
     from manifold.covariance import LowRankCovariance
 
     from .console import RESUMES, long_work, out
+    from .plain_text import counted
 
     if drift is not None:
         from .drift import require_comparable
@@ -79,7 +82,7 @@ def fit(
         )
     out.print(
         f"fitted {fitted.count:,} latents of {fitted.d:,} values: total variance {fitted.total_variance:,.4g}, "
-        f"{fitted.k:,} eigenvalues"
+        f"{counted(fitted.k, 'eigenvalue')}"
     )
     if "selection" in fitted.metadata:
         out.print(fitted.metadata["selection"])

@@ -115,6 +115,8 @@ def tables(found: TeleportBench) -> list[Table]:
 
 def sentences(found: TeleportBench) -> list[str]:
     """What the tables are read by, and how far teleportation was free."""
+    from .plain_text import counted
+
     facts, by = found.facts, found.yardsticks
     scale = facts["lambda_1"] ** 0.5
     low, high = facts["published_start"]
@@ -138,7 +140,7 @@ def sentences(found: TeleportBench) -> list[str]:
         for count in facts["steps"]:
             for statistics in facts["statistics"]:
                 run = found.free_start(sampler, count, statistics)
-                name = f"{sampler}, {count} steps" + (", class statistics" if statistics == "class" else "")
+                name = f"{sampler}, {counted(count, 'step')}" + (", class statistics" if statistics == "class" else "")
                 told.append(
                     f"{name}: no cost down to sigma / alpha = {run.start:.3g} ({run.start_relative:.2g} sqrt(lambda_1)), "
                     f"{run.saved} of {count} evaluations saved"

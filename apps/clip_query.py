@@ -18,7 +18,7 @@ from index.images import RejectedImage, decode_image
 from index.spaces import SpaceComparison
 from manifold.errors import InputError
 
-from .plain_text import plain
+from .query import caption_or_label, neighbours_table
 from .sheet import Panel, draw_sheet, plan, save_sheet
 
 __all__ = ["ClipAnswer", "comparison_text", "search_clip"]
@@ -40,11 +40,7 @@ class ClipAnswer:
 
     def table(self) -> Table:
         """For people."""
-        shown = [
-            (str(rank), str(row["row"]), f"{row['cosine']:.4f}", plain(row["image_path"] or ""), plain(_about(row)))
-            for rank, row in enumerate(self.rows, 1)
-        ]
-        return _table(["rank", "row", "cosine", "image", "caption or label"], shown, left=2)
+        return neighbours_table(self.rows, "cosine", ".4f")
 
 
 def search_clip(
@@ -91,7 +87,7 @@ def search_clip(
         images = list(decoder.decode(latents).permute(0, 2, 3, 1).numpy())
         asked = images.pop() if row is not None else pixels
         panels = [
-            Panel(image, f"{rank}. {_about(found) or found['image_path']}", f"cosine {found['cosine']:.3f}")
+            Panel(image, f"{rank}. {caption_or_label(found) or found['image_path']}", f"cosine {found['cosine']:.3f}")
             for rank, (found, image) in enumerate(zip(answer.rows, images, strict=True), 1)
         ]
         if asked is None:
@@ -150,19 +146,14 @@ def _words_as_picture(text: str, side: int) -> np.ndarray:
     return np.asarray(panel)
 
 
-def _about(row: dict[str, Any]) -> str:
-    return row["caption"] or ("" if row["label"] is None else f"label {row['label']}")
-
-
 def _r2(value: float | None) -> str:
     return "does not vary" if value is None else f"{value:.3f}"
 
 
-def _table(names: Sequence[str], rows: Sequence[tuple[str, ...]], left: int = 0) -> Table:
-    """Columns to the right but for the last `left`."""
+def _table(names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for number, name in enumerate(names):
-        table.add_column(name, justify="left" if number >= len(names) - left else "right")
+    for name in names:
+        table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*row)
     return table

@@ -26,11 +26,12 @@ __all__ = ["RESUMES", "err", "long_work", "out", "print_whole", "show_warnings"]
 RESUMES = "what is committed is kept, run the same command again to continue"
 """What Ctrl-C leaves of a command that goes on where it was stopped."""
 
-out = Console(highlight=False, markup=False, emoji=False)
+_WIDEST = 1000
+# Lines of a file are as long as they are: a name broken in two is found by no search.
+out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDEST)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 """Names of files come as they are: brackets and colons in them mean nothing."""
 
-_WIDEST = 1000
 _UNITS = {
     "encode": "images",
     "fit": "latents",

@@ -16,6 +16,8 @@ from manifold.class_means import ClassMeans
 from manifold.diagnostics import diagnose
 from manifold.spectrum import SHARES
 
+from .plain_text import counted
+
 __all__ = ["describe_workspace", "description_table", "recall_text", "reject_reasons"]
 
 
@@ -96,8 +98,9 @@ def description_table(described: dict[str, Any]) -> Table:
     state = "" if described["complete"] else "  (incomplete: run the encode command again to continue)"
     size = f", {encoder['image_size']} px, {described['crop']}" if encoder["image_size"] else ""
     collections = ", ".join(dict.fromkeys([described["collection"], *described["additions"]]))
-    table.add_row("collection", f"{collections}, {described['inputs']:,} inputs")
-    table.add_row("latents", f"{described['rows']:,} rows, {described['latents_bytes'] / 2**20:,.1f} MiB{state}")
+    table.add_row("collection", f"{collections}, {counted(described['inputs'], 'input')}")
+    rows = counted(described["rows"], "row")
+    table.add_row("latents", f"{rows}, {described['latents_bytes'] / 2**20:,.1f} MiB{state}")
     reasons = ", ".join(f"{reason} ({count:,})" for reason, count in described.get("reject_reasons", {}).items())
     table.add_row("rejects", f"{described['rejects']:,}{': ' if reasons else ''}{reasons}")
     if described["removed"]:
@@ -115,24 +118,23 @@ def description_table(described: dict[str, Any]) -> Table:
         )
         table.add_row("directions", f"{needed} of the variance")
         ratio, rank = spectrum["participation_ratio"], spectrum["effective_rank"]
-        table.add_row(
-            "",
-            f"participation ratio {ratio:.3g}, effective rank {rank:.4g}, {spectrum['eigenpairs']:,} eigenpairs kept",
-        )
+        pairs = counted(spectrum["eigenpairs"], "eigenpair")
+        table.add_row("", f"participation ratio {ratio:.3g}, effective rank {rank:.4g}, {pairs} kept")
     classes = described["classes"]
     if classes is not None:
         fewest, most = classes["fewest_rows"], classes["most_rows"]
-        rows = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-        unlabelled = f", {classes['unlabelled_rows']:,} rows without a label" if classes["unlabelled_rows"] else ""
+        rows = counted(most, "row") if fewest == most else f"{fewest:,} to {most:,} rows"
+        without = classes["unlabelled_rows"]
+        unlabelled = f", {counted(without, 'row')} without a label" if without else ""
         covariance = "a covariance for each" if classes["own_covariances"] else "one covariance within classes"
-        table.add_row("classes", f"{classes['count']:,} of {rows} rows{unlabelled}, {covariance}")
+        table.add_row("classes", f"{classes['count']:,} of {rows}{unlabelled}, {covariance}")
     index = described["index"]
     if index is None:
         table.add_row("index", "not built yet: manifold index")
     elif index["schema"] != INDEX_SCHEMA:
         table.add_row("index", "of another version: build it again with manifold index")
     else:
-        kept = f"{index['k']} coordinates with {index['variance_kept']:.1%} of the variance"
+        kept = f"{counted(index['k'], 'coordinate')} with {index['variance_kept']:.1%} of the variance"
         table.add_row("index", f"{index['kind']}, {kept}, {index['index_bytes'] / 2**20:,.1f} MiB")
         if "recall" in index:
             table.add_row("", recall_text(index["recall"]))

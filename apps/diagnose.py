@@ -23,8 +23,10 @@ from .plots import plot_spectrum
 
 __all__ = ["draw_diagnostics", "require_drawable"]
 
-_FEWEST_TO_CONVERGE = 64
-"""Of which a sixteenth still has a spectrum."""
+_PARTS = (16, 8, 4, 2, 1)
+"""Convergence is drawn from one latent in so many."""
+_FEWEST_TO_CONVERGE = _PARTS[0] * FEWEST_ROWS
+_MOST_COMPARED = 256
 _NO_DIRECTIONS = "these plots are of a spectrum with directions, and this model is stationary; fit another --model"
 
 
@@ -66,7 +68,7 @@ def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Pro
     passes = passes_over(fitted.d)
     rows = WatchedRows(opened.latents, passes + (max(2, 5 * passes // 2) if converging else 0), progress)
     split = split_half(rows)
-    points = convergence(rows, shape=fitted.shape) if converging else ()
+    points = convergence(rows, _compared(count, fitted.d), shape=fitted.shape, one_in=_PARTS) if converging else ()
     rows.finish()
     found = diagnose(fitted.covariance, count, shape=fitted.shape, split=split)
     name = opened.manifest.recipe.source
@@ -82,6 +84,11 @@ def draw_diagnostics(workspace: str | Path, folder: str | Path, *, progress: Pro
     numbers = {"fit": _plain(asdict(found)), "convergence": [_plain(asdict(point)) for point in points]}
     write_json(folder / "diagnostics.json", numbers)
     return verdict(found)
+
+
+def _compared(count: int, d: int) -> int:
+    """Leading directions whose settling is drawn: equally many of each part, and not all of space, which every part spans."""
+    return max(1, min(_MOST_COMPARED, d // 2, count // _PARTS[0] - 1))
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,7 @@ from .figures import (
     plain_log,
     two_panels,
 )  # fmt: skip
+from .plain_text import counted
 
 __all__ = ["plot_convergence", "plot_power", "plot_reproducible"]
 
@@ -64,7 +65,7 @@ def plot_reproducible(split: SplitHalf, path: Path, name: str = "") -> Words:
     legend(axis, "lower left")
     words = Words(
         heading("How many directions are reproducible", name),
-        f"each half has {split.rows:,} latents; the leading {count:,} directions were compared",
+        f"each half has {split.rows:,} latents; the leading {counted(count, 'direction was', 'directions were')} compared",
         "How to read it: up to the dot, two halves of the data span the same space with their leading directions, to its "
         "right they do not, and more data are needed; where the line dips before it, directions of like variance swap.",
     )
@@ -118,8 +119,8 @@ def plot_power(
     right.set_ylabel("variance (latent units squared)")
     words = Words(
         heading("Power by spatial frequency and channel", name),
-        f"{channels} channels, {int(radial.coefficients.sum()):,} frequencies in {len(frequency)} rings; frequency 0, the "
-        "channels' means, is left out on the left",
+        f"{counted(channels, 'channel')}, {int(radial.coefficients.sum()):,} frequencies in {len(frequency)} rings; "
+        "frequency 0, the channels' means, is left out on the left",
         "How to read it: a steep fall on the left means smooth latents, a flat line white ones; a straight line is a power "
         "law. Bars of unequal height mean channels of unequal scale.",
     )
@@ -156,7 +157,7 @@ def plot_convergence(points: Sequence[Convergence], path: Path, name: str = "") 
     left.set_ylabel("share of the value from all latents (%)")
     overlap = np.array([point.overlap for point in points])
     right.plot(counts, 100 * (1 - overlap), color=BLUE, marker="o", markersize=4, linewidth=1.8,
-               label=f"leading {points[-1].directions:,} directions not shared")  # fmt: skip
+               label=f"leading {counted(points[-1].directions, 'direction')} not shared")  # fmt: skip
     for label, spectra, colour in (
         ("radial power", [point.radial_power for point in points], AMBER),
         ("channel variance", [point.channel_variance for point in points], GREEN),

@@ -11,6 +11,8 @@ from index.workspace import Workspace
 from manifold.drift import Drift, drift
 from manifold.errors import MismatchError
 
+from .plain_text import counted
+
 __all__ = ["compare_workspaces", "drift_table", "require_comparable"]
 
 
@@ -48,7 +50,7 @@ def drift_table(found: Drift) -> Table:
         angles = found.angles_deg
         table.add_row(
             "principal angles",
-            f"{float(angles[0]):.1f} to {float(angles[-1]):.1f} degrees, leading {len(angles)} directions",
+            f"{float(angles[0]):.1f} to {float(angles[-1]):.1f} degrees, leading {counted(len(angles), 'direction')}",
         )
     table.add_row("Frechet distance", f"{found.frechet:.4g}, of which the means {found.frechet_mean:.4g}")
     return table

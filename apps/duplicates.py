@@ -13,7 +13,7 @@ from index.workspace import Workspace
 from manifold.errors import InputError
 from manifold.files import atomic_path
 
-from .plain_text import plain
+from .plain_text import counted, plain
 from .sheet import Panel, draw_groups, save_sheet
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def duplicates_summary(found: Duplicates) -> str:
         return f"no near-duplicates ({scale})"
     members = sum(len(group) for group in found.groups)
     return (
-        f"{len(found.groups):,} group{'s' if len(found.groups) > 1 else ''} with {members:,} of {len(found.store):,} images, "
+        f"{counted(len(found.groups), 'group')} with {members:,} of {len(found.store):,} images, "
         f"{found.surplus:,} of them to spare if one of each group stays ({scale})"
     )
 

@@ -83,6 +83,9 @@ def explore(
 
     from streamlit.web.cli import main
 
+    from .console import err
+
+    err.print(f"opening {workspaces[0]}", soft_wrap=True)
     _open_ahead(str(workspaces[0]), None if encoder is None else str(encoder))
     arguments = server_arguments(workspaces, port, recordings, encoder)
     sys.argv = ["streamlit", *arguments]

@@ -25,7 +25,7 @@ __all__ = [
 INK, FAINT, BLUE, AMBER = "#1c1e22", "#6e727a", "#2456a6", "#c4731b"
 GREEN, PURPLE, RED, GREY = "#2f7d5b", "#7a4fa3", "#b03a48", "#a4a8af"
 COLOURS = (BLUE, AMBER, GREEN, PURPLE, RED, "#3a8fa8")
-NOISE = "noise level σ / α (latent units), falling during generation"
+NOISE = "noise σ / α (latent units), falling during generation"
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,12 @@ def two_panels() -> tuple[Any, Any, Any]:
     return pyplot, figure, axes
 
 
-def legend(axis: Any, place: str = "best", above: float = 0.0) -> None:
+def legend(axis: Any, place: str = "best", columns: int = 1) -> None:
     """On a white ground, so that a line behind it does not make it unreadable."""
-    corner = {"bbox_to_anchor": (1.0, above)} if above else {}
-    axis.legend(frameon=True, framealpha=0.88, facecolor="white", edgecolor="none", fontsize=9, loc=place, **corner)
+    axis.legend(
+        frameon=True, framealpha=0.88, facecolor="white", edgecolor="none", fontsize=9, loc=place, ncols=columns,
+        columnspacing=1.2,
+    )  # fmt: skip
 
 
 def finish(pyplot: Any, figure: Any, path: Path, words: Words, bare: bool = False) -> Words:

@@ -17,6 +17,7 @@ def read_keys(path: Path) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the keys in {path} ({error}); give a text file with one key a line") from error
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise InputError(f"cannot read the keys in {path} ({reason}); give a text file with one key a line") from error
     lines = (line.removesuffix("\r") for line in text.split("\n"))  # a key may hold whatever else ends lines for Python
     return [line for line in lines if line]

@@ -185,11 +185,13 @@ def plot_emergence(found: Emergence, path: Path, name: str = "", *, bare: bool =
     )
     left.set_xscale("log")
     left.set_yscale("log")
+    bottom, top = left.get_ylim()
+    left.set_ylim(top=top * (top / bottom) ** 0.25)  # room for the names here too
     plain_log(left.xaxis)
     plain_log(left.yaxis)
     left.set_xlabel("variance of the direction (latent units squared)")
     left.set_ylabel(f"σ / α at {found.share:.0%} of the final value (latent units)")
-    legend(left, "best")
+    legend(left, "upper left")
     finite = torch.isfinite(found.noise) & (found.noise > 0)
     noise = found.noise[finite].numpy()
     picked = np.unique(np.linspace(0, len(variance) - 1, min(4, len(variance))).round().astype(int))
@@ -200,10 +202,12 @@ def plot_emergence(found: Emergence, path: Path, name: str = "", *, bare: bool =
     permuted = found.permuted_curve[finite][:, picked].mean(1).numpy()
     right.plot(noise, permuted, color=GREY, linestyle=":", linewidth=1.8, label="null: another's sample")
     right.axhline(found.share, color=INK, linewidth=0.8)
-    right.set_ylim(-0.15, 1.15)
+    highest = float(found.curve[finite][:, picked].max())
+    right.set_ylim(-0.15, min(max(highest, 1.05), 1.6) + 0.4)  # room above the curves for their names
+    right.set_yticks(np.linspace(0, 1, 6))
     right.set_ylabel("share of the final value reached")
     falling(right, noise)
-    legend(right, "lower right", above=0.14)
+    legend(right, "upper right", columns=2)
     facts = (
         f"level ~ variance^{found.exponent:.2f} (predicted 0.50); rank correlation with the prediction "
         f"{found.rank_correlation:.2f}, random directions {found.null_rank_correlation:.2f}; "

@@ -1,13 +1,18 @@
-"""Texts of strangers, as a terminal may be given them."""
+"""Texts as people read them: counts with their nouns, and words of strangers fit for a terminal."""
 
 from __future__ import annotations
 
 from unicodedata import category
 
-__all__ = ["plain"]
+__all__ = ["counted", "plain"]
 
 _UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control signs, half signs and what ends lines."""
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number and what it is of: 1 image, 2,000 images."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def plain(text: str, most: int = 200) -> str:

@@ -137,7 +137,7 @@ def plot_explained(found: Sequence[Comparison], path: Path, name: str = "", *, b
         axis.set_ylabel(f"share of the {what}'s variance explained")
         axis.axhline(0, color=INK, linewidth=0.8)
         falling(axis, np.array([one.sigma / one.alpha for one in found if one.alpha > 0]))
-    legend(left, "best")
+    legend(right, "center left")  # at high noise every score is near 1
     facts = "values below -0.25 are left out; 1 is the target itself, 0 no better than the mean prediction"
     caption = (
         "How to read it: at high noise the score (right) is explained by anything that knows the mean, as it holds the "
@@ -176,9 +176,10 @@ def plot_anticipation(found: Anticipation, path: Path, name: str = "", *, bare: 
     right.set_xlabel("step of the sampler")
     right.xaxis.get_major_locator().set_params(integer=True)
     for axis in (left, right):
-        axis.set_ylim(-3, 103)
+        axis.set_ylim(-3, 135)  # room above the lines for their names
+        axis.set_yticks(range(0, 101, 20))
         axis.set_ylabel(f"final {found.k} neighbours already returned (%)")
-    legend(right, "lower right", above=0.06)
+    legend(right, "upper right", columns=2)
     n = next(iter(found.shares.values())).shape[1]
     facts = (
         f"{n:,} trajectories, {found.rows:,} rows in the collection; bands are 95 % bootstrap intervals; "

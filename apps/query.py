@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from index.filters import Where, parse_where
@@ -18,12 +19,13 @@ from index.search import Question, Searcher
 from manifold.errors import InputError
 from manifold.schedule import NoiseSchedule
 
+from .plain_text import counted, plain
 from .sheet import Panel, draw_sheet, save_sheet
 
 if TYPE_CHECKING:
     from index.encoders import Encoder
 
-__all__ = ["Answer", "noise_level", "save_answer", "search_workspace"]
+__all__ = ["Answer", "caption_or_label", "neighbours_table", "noise_level", "save_answer", "search_workspace"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,35 @@ class Answer:
         """As JSON values, without the latents."""
         names = ("name", "question", "alpha", "sigma", "seed", "score_name", "where", "among")
         return {**{name: getattr(self, name) for name in names}, "neighbours": self.rows}
+
+    def table(self) -> Table:
+        """For people."""
+        return neighbours_table(self.rows, self.score_name, ".4g")
+
+
+def neighbours_table(rows: list[dict[str, Any]], score_name: str, digits: str) -> Table:
+    """Neighbours, best first; a column of which nothing is known is left out."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("rank", "row", score_name):
+        table.add_column(name, justify="right")
+    columns = [[str(rank) for rank in range(1, len(rows) + 1)], [str(row["row"]) for row in rows]]
+    columns.append([f"{row[score_name]:{digits}}" for row in rows])
+    words = {
+        "image": [plain(row["image_path"] or "") for row in rows],
+        "caption or label": [plain(caption_or_label(row)) for row in rows],
+    }
+    for name, cells in words.items():
+        if any(cells):
+            table.add_column(name, overflow="fold")
+            columns.append(cells)
+    for line in zip(*columns, strict=True):
+        table.add_row(*line)
+    return table
+
+
+def caption_or_label(row: dict[str, Any]) -> str:
+    """What the metadata say that a row shows, if anything."""
+    return row["caption"] or ("" if row["label"] is None else f"label {row['label']}")
 
 
 def noise_level(sigma: float, timestep: float | None, scheduler: str | None) -> tuple[float, float]:
@@ -147,10 +178,8 @@ def save_answer(answer: Answer, workspace: str | Path, path: str | Path, *, enco
         "target": "What is this state heading to now?",
         "endpoint": "What will the final image be near to?",
     }[answer.question]
-    those = f"{answer.among:,} of {len(store):,}" if answer.where else f"{len(store):,}"
-    about = ", ".join(
-        [searcher.workspace.manifest.recipe.source, f"{those} images", *answer.where, f"noise seed {answer.seed}"]
-    )
+    those = (f"{answer.among:,} of " if answer.where else "") + counted(len(store), "image")
+    about = ", ".join([searcher.workspace.manifest.recipe.source, those, *answer.where, f"noise seed {answer.seed}"])
     save_sheet(draw_sheet(asked, about, query, found), Path(path))
 
 

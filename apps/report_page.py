@@ -111,18 +111,18 @@ def _heading(number: int, title: str) -> str:
 
 
 def _section(number: int, section: Section) -> str:
-    parts = [f"<section id=s{number}>", _heading(number, section.title), f"<p class=claim>{escape(section.claim)}</p>"]
+    parts = [f"<section id=s{number}>", _heading(number, section.title), f"<p class=claim>{_prose(section.claim)}</p>"]
     parts += [_figure(picture) for picture in section.pictures]
     parts += [_table(table) for table in section.tables]
     if section.note:
-        parts.append(f"<p class=note>{escape(section.note)}</p>")
+        parts.append(f"<p class=note>{_prose(section.note)}</p>")
     return "\n".join([*parts, "</section>"])
 
 
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
     image = f"<img alt='{escape(picture.alt, quote=True)}' src='data:image/png;base64,{data}'>"
-    return f"<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{_prose(picture.caption)}</figcaption></figure>"
 
 
 def _table(table: Table) -> str:
@@ -135,6 +135,11 @@ def _table(table: Table) -> str:
 
 def _cell(tag: str, kind: str, text: str) -> str:
     marked = f" class={kind}" if kind else ""
-    text = re.sub(r"-(?=\d)", "\N{MINUS SIGN}", text).replace("σ / α", "σ\u00a0/\u00a0α")
     main, _, small = text.partition("\n")
-    return f"<{tag}{marked}>{escape(main)}{f'<small>{escape(small)}</small>' if small else ''}</{tag}>"
+    return f"<{tag}{marked}>{_prose(main)}{f'<small>{_prose(small)}</small>' if small else ''}</{tag}>"
+
+
+def _prose(text: str) -> str:
+    """Text with the signs that its figures are printed with: a minus, and spaces at which no line ends."""
+    text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
+    return escape(re.sub(r"(?<=\d) ?%", "\u00a0%", text).replace("σ / α", "σ\u00a0/\u00a0α"))

@@ -10,6 +10,7 @@ from index.encode import encode_images
 from index.fit import fit_workspace
 from index.progress import Progress, silent
 from index.workspace import Workspace
+from manifold.errors import InputError
 
 __all__ = ["run_images"]
 
@@ -29,9 +30,23 @@ def run_images(
         rank: of the statistics; see `index.fit_workspace`.
         options: of `index.encode_images`.
 
-    Raises: what those three raise.
+    Raises: what those three raise; InputError for an impossible rank before an image is encoded.
     """
-    encode_images(images, workspace, progress=progress, **options)
+    unchecked = rank
+
+    def report(stage: str, done: int, total: int) -> None:
+        # The first report comes when the width of a latent is known and no image is encoded yet.
+        nonlocal unchecked
+        if unchecked is not None:
+            d = Workspace.open(workspace).manifest.recipe.encoder.d
+            if not 1 <= unchecked <= d:
+                raise InputError(
+                    f"rank must lie between 1 and d = {d}, it is {unchecked}; leave it out for the default"
+                )
+            unchecked = None
+        progress(stage, done, total)
+
+    encode_images(images, workspace, progress=report, **options)
     fit_workspace(workspace, rank=rank, progress=progress)
     build_index(workspace, progress=progress)
     return Workspace.open(workspace)

@@ -133,7 +133,7 @@ def encode_images(
             writer.finish()
     if not made.manifest.count:
         raise InputError(
-            f"none of the {recipe.inputs:,} images in {images} could be used; {made.rejects_path} says why, one by one"
+            f"no image in {images}, of {recipe.inputs:,}, could be used; {made.rejects_path} says why, one by one"
         )
     return Workspace.open(root)
 
@@ -284,7 +284,7 @@ def _too_many(
     listed = ", ".join(f"{reason} ({count:,})" for reason, count in reason_counts(rejects).items())
     share = f"{max_rejects:g}" if share_of == inputs else f"{max_rejects:g} of {share_of:,}"
     return TooManyRejectsError(
-        f"{len(rejects):,} of {inputs:,} images cannot be used, more than the share of {share} allowed: "
+        f"of {inputs:,} images {len(rejects):,} cannot be used, more than the share of {share} allowed: "
         f"{listed}; see {workspace.rejects_path}, or allow more with --max-rejects"
     )
 

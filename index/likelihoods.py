@@ -28,6 +28,8 @@ from .workspace import Workspace
 __all__ = ["log_likelihoods"]
 
 _BATCH_BYTES = 64 * 2**20
+_LEAST_SHARE = 1e-6
+"""Of the largest variance, below which one is rounding."""
 
 
 def log_likelihoods(workspace: str | Path | Workspace, *, k: int | None = None, progress: Progress = silent) -> Tensor:
@@ -63,13 +65,21 @@ def _leading(fitted: GaussianManifold, asked: int | None) -> GaussianManifold:
     model = fitted.covariance
     if not isinstance(model, LowRankCovariance):
         return fitted
+    varying = int((model.eigvals > _LEAST_SHARE * model.eigvals[0]).sum())
     rank = rank_for(fitted, asked)
-    kept = model.eigvals[:rank]
-    tail = (fitted.total_variance - float(kept.double().sum())) / max(fitted.d - rank, 1)
+    if asked is None and varying <= rank < fitted.d:
+        rank = max(1, varying // 2)  # a few images vary in fewer directions than usually stand for the whole
+    kept, tail = model.eigvals[:rank], _tail(fitted, rank)
     if float(kept[-1]) <= 0 or (rank < fitted.d and tail <= 0):
-        raise InputError(f"the leading {rank} directions hold all of the variance, so no density exists; ask for fewer")
+        remedy = "ask for fewer" if rank > 1 else "add images with manifold add"
+        raise InputError(f"the leading {rank} directions hold all of the variance, so no density exists; {remedy}")
     return GaussianManifold(
         LowRankCovariance(model.mean, kept, model.eigvecs[:, :rank], torch.tensor(tail, dtype=kept.dtype)),
         shape=fitted.shape,
         count=fitted.count,
     )
+
+
+def _tail(fitted: GaussianManifold, rank: int) -> float:
+    """Variance along each direction beyond the leading `rank`."""
+    return (fitted.total_variance - float(fitted.eigvals[:rank].double().sum())) / max(fitted.d - rank, 1)

@@ -24,7 +24,7 @@ from tiny_pipelines import SD, ExactGaussian, LatentPipeline, quiet, tiny_ddpm, 
 from index.fit import fit_workspace
 from manifold.covariance import FullCovariance
 from manifold.demo_model import ClassConditionalPipeline, load_demo_model
-from manifold.errors import InputError, MismatchError, NotFittedError
+from manifold.errors import InputError, ManifoldWarning, MismatchError, NotFittedError
 from manifold.frechet import frechet_distance
 from manifold.gaussian import GaussianManifold
 from manifold.teleport import teleport
@@ -314,6 +314,13 @@ def test_the_longer_run_is_the_nearest(root):
     for start in (7.0, 1.3):
         expected = 5 + int(np.argmin(np.abs(np.log(np.array(levels) / start))))
         assert runs.longer_run("dpm", 5, start) == expected
+
+
+def test_shares_of_less_than_a_step_are_said_to_be_left_out(root):
+    few = {"seeds": 4, "samplers": ["ddim"], "evaluations": (), "starts": (), "steps": (4, 10), "reference_steps": 4}
+    with pytest.warns(ManifoldWarning, match=r"^skipping 0.1, 0.2 of 4 steps leaves out no whole step"):
+        found = bench_teleport(root, exact(root), **few, skips=(0.1, 0.2, 0.5))
+    assert [(run.steps, run.saved) for run in found.chosen("steps", "ddim")] == [(4, 2), (10, 1), (10, 2), (10, 5)]
 
 
 def test_errors(root, tmp_path):

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from helpers import SHARED, needs_shared
 from manifold_apps.cli import app
 from PIL import Image
 from typer.testing import CliRunner
+
+from manifold.errors import InputError
 
 COMMANDS = [
     "encode",
@@ -86,7 +89,10 @@ def test_version():
 
 
 def test_a_run_ends_with_what_the_statistics_are_worth(tmp_path):
-    done = manifold("run", write_photos(tmp_path / "photos", 12), "-w", tmp_path / "ws", "--size", 4)
+    photos = write_photos(tmp_path / "photos", 12)
+    (photos / "broken.png").write_bytes(b"no image")
+    done = manifold("run", photos, "-w", tmp_path / "ws", "--size", 4, "--max-rejects", 0.5)
+    assert "not an image (1)" in done.stdout
     assert done.stdout.splitlines()[-1] == manifold("fit", tmp_path / "ws").stdout.splitlines()[-1]
     assert "12" in done.stdout.splitlines()[-1]
 
@@ -98,6 +104,13 @@ def test_every_command_has_help_with_an_example():
         result = CliRunner().invoke(app, [command, "--help"])
         assert result.exit_code == 0
         assert f"Example: manifold {command}" in result.output
+
+
+def test_help_leaves_out_no_word_of_an_option():
+    for name, command in typer.main.get_command(app).commands.items():
+        printed = "".join(CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "400"}).output.split())
+        for option in command.params:
+            assert "".join(option.help.replace("`", "").split()) in printed, f"{name} {option.opts}"
 
 
 def test_every_command_stands_in_the_readme():
@@ -243,6 +256,24 @@ def test_ctrl_c_says_what_is_left(workspace, monkeypatch, arguments, work, left)
     assert done.exit_code == 130, done.output
     assert done.stderr.startswith("stopped; ")
     assert done.stderr.rstrip().endswith(left)
+
+
+def test_ctrl_c_that_an_import_turns_into_an_error_is_still_ctrl_c(monkeypatch, capsys):
+    import manifold_apps.cli as cli
+
+    def importing():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+    monkeypatch.setattr(cli, "app", importing)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 130
+    assert capsys.readouterr().err == ""
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_wrong_usage_exits_with_two(workspace):
@@ -470,6 +501,11 @@ def test_keys_are_lines_and_nothing_less(tmp_path):
 
     (tmp_path / "keys").write_bytes("a \r\n\n b\nu\u2028v\nlast".encode())
     assert read_keys(tmp_path / "keys") == ["a ", " b", "u\u2028v", "last"]
+    with pytest.raises(InputError, match=r"nowhere \(No such file or directory\); give"):
+        read_keys(tmp_path / "nowhere")
+    (tmp_path / "keys").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"keys \(not UTF-8\); give"):
+        read_keys(tmp_path / "keys")
 
 
 @pytest.mark.parametrize(
@@ -521,3 +557,106 @@ def test_an_encoding_without_a_letter_stops_nothing(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\\xe9.png" in done.stdout
+
+
+def test_a_rank_too_large_is_refused_before_an_image_is_encoded(tmp_path):
+    photos = write_photos(tmp_path / "photos", 12)
+    for rank in (0, 49):
+        refused = manifold("run", photos, "-w", tmp_path / "ws", "--size", 4, "--rank", rank)
+        fails(refused, "--rank must lie between 1 and d = 48", f"it is {rank}")
+    assert not list((tmp_path / "ws").glob("latents/*"))
+    done = manifold("run", photos, "-w", tmp_path / "ws", "--size", 4, "--rank", 48)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["encode", "photos", "-w", "a", "--max-rejects", "3"], "--max-rejects is a share from 0 to 1, got 3.0"),
+        (["encode", "photos", "-w", "a", "--size", "0"], "--size must be at least 1, got 0"),
+        (["encode", "batch_size/x", "-w", "a"], "batch_size/x does not exist"),
+        (["map", "WS", "--min-dist", "3"], "--min-dist 0 to 1, they are 15 and 3.0"),
+        (["search", "WS", "--row", "0", "-k", "0"], "-k must be at least 1, it is 0"),
+    ],
+)
+def test_errors_name_options_as_they_are_typed(workspace, tmp_path, monkeypatch, capsys, arguments, told):
+    from manifold_apps.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["manifold", *(str(workspace) if one == "WS" else one for one in arguments)])
+    with pytest.raises(SystemExit):
+        main()
+    assert f" {told}" in capsys.readouterr().err
+
+
+def test_counts_of_one_are_singular(workspace, tmp_path):
+    from manifold_apps.plain_text import counted
+
+    assert [counted(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
+    assert counted(2, "trajectory", "trajectories") == "2 trajectories"
+    root = tmp_path / "ws"
+    manifold("run", write_photos(tmp_path / "photos", 12), "-w", root, "--size", 4)
+    more = write_photos(tmp_path / "more", 1)
+    assert manifold("add", root, more, "--prefix", "more/").stdout.startswith("added 1 image, 0 were known")
+    assert manifold("remove", root, "03").stdout == "removed 1 image; 12 latents are left\n"
+    assert "1 eigenvalue\n" in manifold("fit", root, "--rank", 1).stdout
+
+
+def test_a_table_of_neighbours_has_no_column_of_which_nothing_is_known():
+    from io import StringIO
+
+    from manifold_apps.query import neighbours_table
+    from rich.console import Console
+
+    def printed(**known) -> str:
+        row = {"row": 7, "distance": 0.5, "image_path": None, "caption": None, "label": None, **known}
+        Console(file=(shown := StringIO()), width=200).print(neighbours_table([row], "distance", ".4g"))
+        return " ".join(shown.getvalue().split())
+
+    assert printed() == "rank row distance 1 7 0.5"
+    assert printed(image_path="a.png") == "rank row distance image 1 7 0.5 a.png"
+    assert printed(label=3) == "rank row distance caption or label 1 7 0.5 label 3"
+    assert printed(caption="a cat") == "rank row distance caption or label 1 7 0.5 a cat"
+
+
+def test_training_ends_with_its_losses(tmp_path, monkeypatch):
+    def trained(*_, **__):
+        networks = {"autoencoder": {"squared_error": 0.0123456}, "decoder": {}, "denoiser": {"loss": 1.25}}
+        told = {name: {"step": 2, "images": 64, **losses} if losses else {} for name, losses in networks.items()}
+        (tmp_path / "training.json").write_text(json.dumps(told))
+        return tmp_path
+
+    monkeypatch.setattr("manifold_apps.training.run.train_demo", trained)
+    told = CliRunner().invoke(app, ["train-demo", "--data", "photos"]).output.splitlines()
+    assert told[:2] == ["autoencoder: 64 images seen, squared error 0.01235", "denoiser: 64 images seen, loss 1.25"]
+
+
+def test_a_map_says_that_it_took_the_place_of_another(workspace, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(workspace, copy)
+    first, second = (manifold("map", copy, "--method", "pca", "--no-picture").stdout for _ in range(2))
+    assert "took the place" not in first
+    assert second == first.rstrip() + "; it took the place of the map before\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "suffix"),
+    [("search", "--sheet", ".png"), ("duplicates", "--out", ".parquet"), ("report", "-o", ".html")],
+)
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path, command, option, suffix):
+    (tmp_path / "file").touch()
+    needed = ["--model", "demo"] if command == "report" else []
+    for path, told in ((tmp_path, "is a folder"), (tmp_path / "file" / f"a{suffix}", "cannot be written")):
+        done = CliRunner().invoke(app, [command, "ws", *needed, option, str(path)], env={"COLUMNS": "400"})
+        assert done.exit_code == 2
+        assert told in done.stderr
+
+
+def test_a_long_name_is_not_broken_where_the_output_is_no_terminal(tmp_path):
+    name = "a photograph whose name tells a longer story than the eighty columns of a terminal hold in one line.png"
+    photos = write_photos(tmp_path / "photos", 12)
+    (photos / "00.png").rename(photos / name)
+    assert manifold("run", photos, "-w", tmp_path / "ws", "--size", 4).returncode == 0
+    assert name in manifold("search", tmp_path / "ws", photos / name).stdout

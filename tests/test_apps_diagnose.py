@@ -59,7 +59,17 @@ def test_pictures_and_numbers_of_a_fit(root, tmp_path, latents):
         rings = radial_power(fitted.covariance, (3, 4, 4)).coefficients.numpy()
         np.testing.assert_allclose(np.array(point["radial_power"]) @ rings, total, rtol=1e-4)
     assert points[-1]["overlap"] == pytest.approx(1.0)
-    assert points[-1]["directions"] == 48
+
+
+def test_what_is_said_to_settle_is_not_all_of_space(root, tmp_path, latents):
+    """All directions of a small space are those of any part that has so many rows, which would be drawn as 0 throughout."""
+    fit_workspace(root)
+    draw_diagnostics(root, tmp_path / "plots")
+    points = json.loads((tmp_path / "plots" / "diagnostics.json").read_text())["convergence"]
+    assert {point["directions"] for point in points} == {24}
+    overlaps = [point["overlap"] for point in points]
+    assert overlaps == sorted(overlaps)
+    assert overlaps[0] < overlaps[2] < 0.99
 
 
 def test_the_command_draws_and_judges(root, tmp_path):

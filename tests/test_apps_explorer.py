@@ -395,6 +395,27 @@ def test_the_map_shows_every_image_by_its_coordinates(workspace):
         sound(page)
 
 
+def test_the_map_of_a_handful_of_images(tmp_path, monkeypatch):
+    """Fewer images than colours of groups; and what a part of a page cannot show is said in a sentence."""
+    photos = write_pictures(tmp_path / "pictures", 4)
+    run_images(photos, tmp_path / "ws", encoder="pixels", size=SIDE, workers=0, max_rejects=1.0)
+    page = open_page("mapping", tmp_path / "ws")
+    page.segmented_control(key="colour").set_value("cluster").run()
+    assert len(figures(sound(page))[0]["data"]) == 5
+
+    def unknown(opened):
+        raise InputError("no density exists")
+
+    for name in ("mapping", "health"):
+        monkeypatch.setattr(f"manifold_apps.explorer.{name}.likelihoods", unknown)
+    page.segmented_control(key="colour").set_value("likelihood").run()
+    health = AppTest.from_function(script, args=([str(tmp_path / "ws")], "health"), default_timeout=60).run()
+    for one in (page, health):
+        assert not one.exception
+        assert [error.value for error in one.error] == ["no density exists"]
+    assert health.toggle(key="duplicates")
+
+
 def decoded(values) -> np.ndarray:
     """A column of a figure, which plotly writes as base64 where it is an array."""
     if isinstance(values, dict):

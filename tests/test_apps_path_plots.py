@@ -141,6 +141,30 @@ def test_emergence(gaussian, recording, drawn, tmp_path):
     np.testing.assert_allclose(line(right, "direction 1"), found.curve[1:, 0])
 
 
+def covered(axis) -> list[str]:
+    """Lines that run behind the names of the lines."""
+    box = axis.get_legend().get_window_extent()
+    lines = ((one, one.get_transform().transform_path(one.get_path())) for one in axis.get_lines())
+    return [one.get_label() for one, path in lines if path.intersects_bbox(box, filled=False)]
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_the_names_of_the_curves_cover_none_of_them(gaussian, searcher, recording, drawn, tmp_path, bare):
+    emergence = measure_emergence(*recording, gaussian, draws=20)
+    path_plots.plot_emergence(emergence, tmp_path / "a.png", bare=bare)
+    assert covered(drawn[0].axes[1]) == []
+    levels = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+    rows = compare_denoisers(
+        {"Gaussian": gaussian, "other": gaussian}, gaussian.sample(30), [1.0] * 6, levels, reference=gaussian, null=True
+    )
+    prediction_plots.plot_explained(rows, tmp_path / "b.png", bare=bare)
+    assert drawn[1].axes[0].get_legend() is None
+    assert covered(drawn[1].axes[1]) == []
+    anticipation = measure_anticipation(searcher, *recording, steps=range(0, 24, 4))
+    prediction_plots.plot_anticipation(anticipation, tmp_path / "c.png", bare=bare)
+    assert covered(drawn[2].axes[1]) == []
+
+
 def test_perturbation(gaussian, drawn, tmp_path):
     x_s = torch.randn(3, D, dtype=torch.float64)
     found = [

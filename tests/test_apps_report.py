@@ -16,7 +16,7 @@ from manifold_apps import report_sections
 from manifold_apps.report import write_report
 from manifold_apps.report_measure import _nearest_step, stepped_gains
 from manifold_apps.report_model import open_flow_model
-from manifold_apps.report_page import Picture, Section, Table, page
+from manifold_apps.report_page import Picture, Section, Table, _prose, page
 from manifold_apps.training.checkpoints import keep_checkpoint
 from PIL import Image
 from tiny_pipelines import SD, ExactGaussian, quiet, tiny_ddim, tiny_ddpm, tiny_demo, tiny_dit, tiny_latent, tiny_unet
@@ -206,12 +206,18 @@ def test_what_the_page_says_is_what_was_found(exact):
     made, text, _ = exact
     claim, table = report_sections.about_emergence(made.findings.emergence)
     assert f"power {made.findings.emergence.exponent:.2f}" in claim
-    assert claim.replace("'", "&#x27;") in text
+    assert _prose(claim) in text
     for row in table.rows:
         for cell in row:
-            assert cell.partition("\n")[0].replace("-", "\N{MINUS SIGN}").replace("σ / α", "σ\u00a0/\u00a0α") in text
+            assert _prose(cell.partition("\n")[0]) in text
     two = float((1 - made.findings.flatness.measured[:, 1]).mean())
-    assert f"{two:.3%} of the variance" in text
+    assert f"{100 * two:.3f}\u00a0% of the variance" in text
+
+
+def test_figures_have_their_signs_and_stay_with_their_units():
+    assert _prose("(-0.05) 12.6%, 12 % at σ / α = 2; UTF-8, a-1 <b>") == (
+        "(\N{MINUS SIGN}0.05) 12.6\u00a0%, 12\u00a0% at σ\u00a0/\u00a0α = 2; UTF-8, a-1 &lt;b&gt;"
+    )
 
 
 @pytest.fixture
@@ -247,7 +253,7 @@ def test_what_was_learned_first_is_that_of_the_networks_kept(kept, workspace, tm
     assert len(read(text).headings) == 10
     assert read(text).headings[-1] == "What was learned first?"
     claim, tables = report_sections.about_learning(found)
-    assert claim.replace("'", "&#x27;") in text
+    assert _prose(claim) in text
     assert len(tables) == len(found.sigmas) == 3
     for table in tables:
         assert [row[0] for row in table.rows] == [

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from helpers import make_workspace
 from manifold_apps.run import run_images
 from PIL import Image
 from scipy.stats import multivariate_normal
 
 from index import Workspace
 from index.clusters import cluster_rows
+from index.fit import fit_workspace
 from index.health import reason_counts
 from index.likelihoods import log_likelihoods
 from index.statistics import load_manifold
@@ -51,6 +53,29 @@ def test_a_strange_picture_comes_last(workspace):
     assert keys[int(found.argmin())] == "board"
     with pytest.raises(InputError, match="rank must lie between"):
         log_likelihoods(workspace, k=10_000)
+
+
+@pytest.mark.parametrize("n", [3, 5, 12])
+def test_a_few_images_have_likelihoods(n, tmp_path, rng):
+    """They vary in fewer directions than usually stand for the whole: half of these are taken."""
+    rows = (5 * rng.standard_normal((n, 48))).astype(np.float16)
+    root = make_workspace(tmp_path / "ws", rows, shape=(3, 4, 4)).root
+    fit_workspace(root)
+    exact = rows.astype(np.float64)
+    mean, covariance = exact.mean(0), np.cov(exact.T)
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors, rank = values[::-1], vectors[:, ::-1], (n - 1) // 2
+    tail = values[rank:].sum() / (48 - rank)
+    dense = (vectors[:, :rank] * (values[:rank] - tail)) @ vectors[:, :rank].T + tail * np.eye(48)
+    np.testing.assert_allclose(log_likelihoods(root), multivariate_normal(mean, dense).logpdf(exact), rtol=1e-4)
+
+
+def test_two_images_have_no_density(tmp_path):
+    latents = np.repeat(np.array([1, 2], dtype=np.float16)[:, None], 48, axis=1)
+    root = make_workspace(tmp_path / "ws", latents, shape=(3, 4, 4)).root
+    fit_workspace(root)
+    with pytest.raises(InputError, match="add images with manifold add"):
+        log_likelihoods(root)
 
 
 def test_reasons_are_counted_most_frequent_first():

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import streamlit as st
 from PIL import Image, ImageDraw
 
-from manifold.errors import ManifoldError
-
-from .loading import Opened, open_or_explain, sentence
+from .loading import Opened, explained, open_or_explain
 
 __all__ = ["PAGES", "PageEntry", "show"]
 
@@ -83,10 +81,7 @@ def _runner(
         opened = open_or_explain(workspaces[0], encoder)
         _about(opened)
         module = importlib.import_module(f".{entry.module}", __package__)
-        try:
-            module.page(opened, tuple(recordings if entry.module == "trajectories" else workspaces[1:]))
-        except ManifoldError as error:
-            st.error(sentence(error), icon=":material/error:")
+        explained(module.page)(opened, tuple(recordings if entry.module == "trajectories" else workspaces[1:]))
 
     run.__name__ = entry.module
     return run
@@ -109,7 +104,7 @@ def _about(opened: Opened) -> None:
     facts = (
         f"**{opened.name}**",
         manifest.recipe.source,
-        f"{manifest.count:,} images",
+        f"{manifest.count:,} image{'' if manifest.count == 1 else 's'}",
         f"{encoder.kind}, {shape}, d = {encoder.d:,}",
     )
     st.caption(" · ".join(facts))

@@ -14,7 +14,7 @@ from manifold.edits import Edit, random_edit, walk
 from manifold.errors import FormatError, InputError
 
 from .choosing import Start, choose_start
-from .loading import Opened
+from .loading import Opened, explained
 from .paging import page_rows
 from .pictures import decode, enlarge, png, show, strip, thumbnails
 from .sliders import Board
@@ -128,6 +128,7 @@ def _board(opened: Opened) -> None:
 
 
 @st.fragment
+@explained
 def _sliders(opened: Opened, start: Start) -> None:
     state: Any = st.session_state
     buttons = st.container(horizontal=True, vertical_alignment="bottom")
@@ -157,6 +158,7 @@ def _sliders(opened: Opened, start: Start) -> None:
 
 
 @st.fragment
+@explained
 def _moved(opened: Opened, start: Start, count: int) -> None:
     """The sliders and the pictures: what runs again when a slider moves."""
     labels = {f"d{direction + 1}": f"Direction {direction + 1}" for direction in range(count)}

@@ -14,7 +14,7 @@ from index.originals import find_originals
 from index.shards import counted_rejects
 
 from .figures import AMBER, BLUE, figure, pair, show_figure
-from .loading import Opened
+from .loading import Opened, explained
 from .measured import duplicates, likelihoods
 from .paging import page_rows
 from .pictures import show, strip, thumbnails
@@ -55,14 +55,19 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
     else:
         st.success("Every input could be used.", icon=":material/check_circle:")
         right = st.container()
-    with right:
+    _likelihood(opened, right)
+    st.subheader("Near-duplicates")
+    _duplicates(opened)
+
+
+@explained
+def _likelihood(opened: Opened, place: Any) -> None:
+    with place:
         st.subheader("Likelihood")
         values = likelihoods(opened)
         _histogram(values)
     st.subheader("Least likely images")
     _outliers(opened, values)
-    st.subheader("Near-duplicates")
-    _duplicates(opened)
 
 
 def _rejects(opened: Opened, rejects: list[dict[str, Any]]) -> None:
@@ -83,6 +88,7 @@ def _rejects(opened: Opened, rejects: list[dict[str, Any]]) -> None:
 
 
 @st.fragment
+@explained
 def _rejected_pictures(opened: Opened, rejects: list[dict[str, Any]]) -> None:
     """What can still be seen of the rejected files, page by page."""
     originals = _originals(opened.token, opened)
@@ -132,6 +138,7 @@ def _histogram(values: np.ndarray) -> None:
 
 
 @st.fragment
+@explained
 def _outliers(opened: Opened, values: np.ndarray) -> None:
     order = np.argsort(values, kind="stable")
     rows = order[list(page_rows(len(order), _A_PAGE, "outliers"))].tolist()
@@ -150,6 +157,7 @@ def _signed(value: float) -> str:
 
 
 @st.fragment
+@explained
 def _duplicates(opened: Opened) -> None:
     if opened.searcher is None:
         st.info(opened.missing["searcher"], icon=":material/info:")
@@ -182,6 +190,6 @@ def _duplicates(opened: Opened) -> None:
                 about = f"rows {names}  \nat most {found.distances[place].max():.3g} from the first (latent units)"
                 show(strip(thumbnails(opened, rows[:_MEMBERS]), 128), about)
     st.caption(
-        f"{len(found.groups):,} groups with {found.surplus:,} images beyond the first of each; two images of this collection "
+        f"Groups: {len(found.groups):,}; images beyond the first of each: {found.surplus:,}. Two images of this collection "
         f"usually lie {found.typical_distance:,.3g} latent units apart."
     )

@@ -6,10 +6,11 @@ whose encoder could not be opened, as soon as something changes where the encode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 import streamlit as st
 
@@ -23,7 +24,9 @@ from manifold.gaussian import GaussianManifold
 if TYPE_CHECKING:
     from index.encoders import Encoder
 
-__all__ = ["Opened", "open_or_explain", "open_workspace", "sentence"]
+__all__ = ["Opened", "explained", "open_or_explain", "open_workspace", "sentence"]
+
+P = ParamSpec("P")
 
 _FILES = ("manifest.json", "stats/stats.safetensors", "index/image.json", "index/image.index")
 """Of a workspace, those that decide what is shown."""
@@ -60,6 +63,19 @@ class Opened:
 def sentence(error: ManifoldError) -> str:
     """An error as the one sentence a person needs."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def explained(part: Callable[P, None]) -> Callable[P, None]:
+    """A page, or a fragment of one, whose errors the reader is told in a sentence."""
+
+    @wraps(part)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            part(*args, **kwargs)
+        except ManifoldError as error:
+            st.error(sentence(error), icon=":material/error:")
+
+    return run
 
 
 def open_workspace(path: str, encoder: str | None = None) -> Opened:

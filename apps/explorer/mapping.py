@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from .figures import BLUE, SERIES, figure, show_figure
-from .loading import Opened
+from .loading import Opened, explained
 from .measured import coordinates, groups, labels, likelihoods, umap_points
 from .paging import page_rows
 from .pictures import show, thumbnails
@@ -31,6 +31,7 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
 
 
 @st.fragment
+@explained
 def _map(opened: Opened) -> None:
     rows = coordinates(opened)
     most = rows.shape[1]
@@ -67,7 +68,7 @@ def _map(opened: Opened) -> None:
     if color == "label":
         categories = named
     elif color == "cluster":
-        categories = [f"group {one + 1}" for one in groups(opened.token, rows, 8)]
+        categories = [f"group {one + 1}" for one in groups(opened.token, rows, min(8, len(rows)))]
     elif color == "likelihood":
         values = likelihoods(opened)
     columns: dict[str, Any] = {

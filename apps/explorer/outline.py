@@ -11,7 +11,7 @@ from manifold.noising import Decided, decided, noised
 from .choosing import Start, choose_start
 from .figures import AMBER, BLUE, GREY, SERIES, figure, pair, show_figure
 from .live import class_input, label_name, network_target, open_painter
-from .loading import Opened
+from .loading import Opened, explained
 from .noise import LEVELS, level_board, seed_input
 from .painting import NO_CLASS
 from .pictures import decode, grid, same_size, show
@@ -40,6 +40,7 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
 
 
 @st.fragment
+@explained
 def _time(opened: Opened, start: Start) -> None:
     board = level_board(rest=_FIGURES)
     sigma = board.values["sigma"]
@@ -75,6 +76,7 @@ def _time(opened: Opened, start: Start) -> None:
 
 
 @st.fragment(key=_FIGURES)
+@explained
 def _figures(opened: Opened) -> None:
     """What is decided: drawn anew where the slider comes to rest, for a browser takes longer over it than over pictures."""
     manifold = opened.manifold

@@ -11,7 +11,7 @@ from manifold.recording import Recording
 
 from .figures import AMBER, BLUE, figure, show_figure
 from .live import classes, label_name
-from .loading import Opened
+from .loading import Opened, explained
 from .painting import Moved, Order, Painter, class_of
 from .pictures import decode, grid, show
 from .sliders import Board
@@ -65,6 +65,7 @@ def _key(opened: Opened, order: Order) -> tuple[Any, ...]:
 
 
 @st.fragment
+@explained
 def teleport_beside(painter: Painter, opened: Opened, order: Order, recording: Recording, chosen: int) -> None:
     """The run started late, where the closed form says its noise would have come to, beside the run of all steps."""
     st.subheader("Teleportation")

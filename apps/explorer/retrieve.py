@@ -16,7 +16,7 @@ from manifold.noising import noised, noised_path
 from .choosing import Start, choose_start
 from .figures import BLUE, GREY, SERIES, figure, show_figure
 from .live import class_input, class_now, label_name, network_target, open_painter
-from .loading import Opened
+from .loading import Opened, explained
 from .noise import LEVELS, level_board, seed_input
 from .painting import NO_CLASS, Painter
 from .pictures import decode, same_size, show, thumbnails
@@ -51,6 +51,7 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
 
 
 @st.fragment
+@explained
 def _search(opened: Opened, start: Start) -> None:
     assert opened.searcher is not None
     controls = st.container(horizontal=True, vertical_alignment="bottom")
