@@ -236,7 +236,7 @@ def test_too_many_rejects_stop_the_run_and_are_listed(tmp_path):
 def test_a_collection_without_one_good_image(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"broken")
-    with pytest.raises(InputError, match="no image in .*, of 1, could be used"):
+    with pytest.raises(InputError, match=r"no image in .*, of 1, could be used"):
         encode_images(tmp_path / "images", tmp_path / "ws", size=8, max_rejects=1.0, workers=0)
 
 
