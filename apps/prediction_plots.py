@@ -157,12 +157,12 @@ def plot_anticipation(found: Anticipation, path: Path, name: str = "", *, bare: 
     pyplot, figure, (left, right) = two_panels()
     noise, shown = noise_axis(found.alphas, found.sigmas)
     titles = {
-        "target": "question target",
-        "endpoint": "question endpoint",
-        "source": "question source",
-        "raw": r"baseline: raw $x_t / \alpha$",
-        "network": "baseline: network",
-        "random": "random rows",
+        "target": "target",
+        "endpoint": "endpoint",
+        "source": "source",
+        "raw": r"raw $x_t / \alpha$",
+        "network": "network",
+        "random": "random",
     }
     fixed = {"target": AMBER, "endpoint": BLUE, "source": PURPLE, "raw": FAINT, "network": GREEN, "random": GREY}
     styles = {"raw": "--", "network": "--", "random": ":"}
@@ -176,18 +176,18 @@ def plot_anticipation(found: Anticipation, path: Path, name: str = "", *, bare: 
     right.set_xlabel("step of the sampler")
     right.xaxis.get_major_locator().set_params(integer=True)
     for axis in (left, right):
-        axis.set_ylim(-3, 135)  # room above the lines for their names
+        axis.set_ylim(-3, 124)  # room above the lines for their names
         axis.set_yticks(range(0, 101, 20))
         axis.set_ylabel(f"final {found.k} neighbours already returned (%)")
-    legend(right, "upper right", columns=2)
+    legend(right, "upper right", columns=3)
     n = next(iter(found.shares.values())).shape[1]
     facts = (
         f"{n:,} trajectories, {found.rows:,} rows in the collection; bands are 95 % bootstrap intervals; "
         f"chance {found.chance:.2%}"
     )
     caption = (
-        "How to read it: the further left a line rises, the earlier it knows what the final sample will be near to; the "
-        "two panels show the same shares by noise and by step."
+        "How to read it: the further left a line rises, the earlier it knows what the final sample will be near to; solid "
+        "are the questions, dashed the baselines, dotted rows drawn at random; the same shares by noise and by step."
     )
     words = Words(heading("Anticipation of the final neighbours", name), facts, caption)
     return finish(pyplot, figure, path, words, bare)

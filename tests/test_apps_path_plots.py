@@ -200,5 +200,5 @@ def test_anticipation(searcher, recording, drawn, tmp_path):
     prediction_plots.plot_anticipation(found, tmp_path / "a.png", "a model")
     checked(drawn[0], tmp_path / "a.png")
     left, right = drawn[0].axes
-    np.testing.assert_allclose(line(right, "question endpoint"), 100 * found.means["endpoint"].mean)
-    np.testing.assert_allclose(line(left, "question target"), 100 * found.means["target"].mean[1:])
+    np.testing.assert_allclose(line(right, "endpoint"), 100 * found.means["endpoint"].mean)
+    np.testing.assert_allclose(line(left, "target"), 100 * found.means["target"].mean[1:])
