@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import named
+from .cli_options import DeviceOption, named
 
 __all__ = ["register"]
 
@@ -22,8 +22,8 @@ def report(
     model: Annotated[
         str,
         typer.Option(
-            metavar="FOLDER",
-            help="Folder of a diffusers pipeline, unconditional or class-conditional; `demo` for the one that ships.",
+            metavar="MODEL",
+            help="Folder or hub id of a diffusers pipeline, such as Stable Diffusion; `demo` for the one that ships.",
         ),
     ],
     output: Annotated[
@@ -31,6 +31,9 @@ def report(
     ] = Path("report.html"),
     seeds: Annotated[int, typer.Option(help="Trajectories to record, at least 4.")] = 64,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 25,
+    prompt: Annotated[
+        str, typer.Option(help="For a model that paints from text: empty, or what all images of the workspace show.")
+    ] = "",
     checkpoints: Annotated[
         Path | None,
         typer.Option(
@@ -38,6 +41,7 @@ def report(
             help="Networks kept during the model's training, checkpoint-STEP/unet, to see what was learned first.",
         ),
     ] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Measure a trained model against the statistics of its latents: one page, each number beside prediction and null.
 
@@ -48,8 +52,9 @@ def report(
 
     with long_work() as progress:
         made = write_report(
-            workspace, model, output, seeds=seeds, steps=steps, checkpoints=checkpoints, progress=progress
-        )
+            workspace, model, output, seeds=seeds, steps=steps, prompt=prompt, checkpoints=checkpoints, device=device,
+            progress=progress,
+        )  # fmt: skip
     out.print(
         f"{made.path}: one page, {made.path.stat().st_size / 2**20:.1f} MiB, that needs nothing else", soft_wrap=True
     )

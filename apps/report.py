@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,33 +62,41 @@ def write_report(
     *,
     seeds: int = 64,
     steps: int = 25,
+    prompt: str = "",
+    call: Mapping[str, Any] | None = None,
     checkpoints: str | Path | None = None,
+    device: str | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Measure a trained pipeline against the statistics of a workspace, and write one self-contained HTML page.
 
     Arguments
         workspace: folder of latents of the model's own autoencoder, fitted; indexed for the section on anticipation.
-        model: folder of a diffusers pipeline, unconditional or class-conditional; `demo` for the one that ships with the
-            project; or an opened pipeline.
+        model: folder or hub id of a diffusers pipeline, one of `manifold_apps.report_model.SUPPORTED`; `demo` for the one
+            that ships with the project; or an opened pipeline.
         output: the page to write; replaced if it is there.
         seeds: trajectories, from the seeds 0, 1, ...; at least 4. steps: of the sampler.
+        prompt: for a pipeline that paints from text: empty, or that of the whole collection.
+        call: further keywords of such a pipeline, such as prompt_embeds in place of the prompt.
         checkpoints: folder of networks kept during the model's training, for a section on what was learned first; see
             `manifold_apps.training.checkpoints`. Of more than 12 those are taken that are spread best over the doublings of
             steps.
+        device: such as cuda; a CUDA device if there is one, unless given. An opened pipeline stays where it is.
         progress: told of the stages sample, shuffle, push, explain, learn, anticipate.
 
     Returns: Report.
 
     Raises: NotFittedError if there is no such model or no statistics; MismatchError if the workspace's latents are not the
-        model's, or checkpoints are of another network; InputError for another kind of pipeline, too few seeds or rows, a
-        folder without checkpoints, or steps that its sampler cannot make; FormatError; StorageError.
+        model's, or checkpoints are of another network; InputError for another kind of pipeline, a prompt that it does not
+        take, too few seeds or rows, a folder without checkpoints, or steps that its sampler cannot make;
+        FormatError; StorageError.
 
     Cost: see `manifold_apps.report_measure.measure_model`; about a minute on two cores for the demo model.
     """
     opened = Workspace.open(workspace)
     opened.require_complete()
-    flow = open_flow_model(model, steps)
+    size = opened.manifest.recipe.encoder.image_size or None
+    flow = open_flow_model(model, steps, prompt=prompt, call=call, image_size=size, device=device)
     encoder = model_encoder(opened, flow, _folder(model))
     kept = {} if checkpoints is None else spread_out(find_checkpoints(checkpoints, flow.network_name), _STAGES)
     for path in list(kept.values())[-1:]:
@@ -111,19 +119,19 @@ def write_report(
 
 
 def _folder(model: Any) -> Path | None:
-    """The folder that a model was named by; None for an opened pipeline."""
+    """The folder that a model was named by; None for a hub id or an opened pipeline."""
     if not isinstance(model, str | Path):
         return None
     from manifold.demo_model import MODEL_FOLDER
 
-    return MODEL_FOLDER if str(model) == "demo" else Path(model).expanduser()
+    folder = MODEL_FOLDER if str(model) == "demo" else Path(model).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def _facts(workspace: Workspace, flow: FlowModel, found: Findings) -> list[tuple[str, str]]:
     recipe = workspace.manifest.recipe
     pipeline, run = flow.pipeline, found.recording.metadata
     weights = sum(parameter.numel() for parameter in flow.network.parameters())
-    label = "no class" if flow.null_label is not None else "unconditional"
     noise = found.recording.sigmas / found.recording.alphas
     facts = [
         (
@@ -132,7 +140,8 @@ def _facts(workspace: Workspace, flow: FlowModel, found: Findings) -> list[tuple
         ),
         (
             "trajectories",
-            f"{found.recording.x_t.shape[1]} from the seeds 0 to {found.recording.x_t.shape[1] - 1}, {label}, no guidance",
+            f"{found.recording.x_t.shape[1]} from the seeds 0 to {found.recording.x_t.shape[1] - 1}, {flow.condition}, "
+            "no guidance",
         ),
         (
             "sampler",

@@ -122,7 +122,7 @@ def model_encoder(workspace: Workspace, model: FlowModel, folder: str | Path | N
 
     Arguments
         workspace: complete. model: opened.
-        folder: of the pipeline; None if it was given opened, and only shapes can be compared.
+        folder: of the pipeline; None if it came opened or from the hub, and only shapes can be compared.
 
     Raises: MismatchError if the workspace's latents are not those that the network sees.
     """
@@ -144,7 +144,7 @@ def model_encoder(workspace: Workspace, model: FlowModel, folder: str | Path | N
         from index.encoders.vae import VaeEncoder
 
         autoencoder = getattr(model.pipeline, names[0])
-        return VaeEncoder(autoencoder, id=model.name, image_size=spec.image_size)
+        return VaeEncoder(autoencoder, id=model.name, image_size=spec.image_size, device=autoencoder.device)
     opened = open_encoder(str(Path(folder) / names[0]), spec.image_size, mode=spec.mode, dtype=spec.dtype, device="cpu")
     if opened.spec.config_hash != spec.config_hash:
         raise MismatchError(

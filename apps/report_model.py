@@ -1,17 +1,19 @@
-"""A trained pipeline as the report looks at it: one deterministic flow from noise to sample, one denoiser, without a class.
+"""A trained pipeline as the report looks at it: one deterministic flow from noise to sample, one denoiser, without guidance.
 
 The statistics of a workspace are those of the whole collection, so the model is asked for all of it: a class-conditional
-network is shown its label for "no class", and no guidance is used. A scheduler that draws noise of its own (DDPM,
-ancestral samplers) is replaced by DDIM over the same noise schedule: only the probability flow has a closed form.
+network is shown its label for "no class", one that paints from text an empty prompt, or the prompt that the collection was
+painted from. A scheduler that draws noise of its own (DDPM, ancestral samplers) is replaced by DDIM over the same noise
+schedule: only the probability flow has a closed form.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,16 @@ from manifold.recording import Recording, record
 from manifold.schedule import NoiseSchedule
 from manifold.teleport import first_orders, starts, timesteps_from
 
-from .seeded_runs import require_steps
+from .network_call import NetworkCall, first_call
+from .seeded_runs import open_pipeline, require_steps
 
 __all__ = ["SUPPORTED", "FlowModel", "open_flow_model"]
 
-SUPPORTED = ("ClassConditionalPipeline", "DiTPipeline", "LDMPipeline", "DDPMPipeline", "DDIMPipeline")
+FROM_TEXT = (
+    "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
+    "Flux2Pipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "SanaPipeline",
+)  # fmt: skip
+SUPPORTED = ("ClassConditionalPipeline", "DiTPipeline", "LDMPipeline", "DDPMPipeline", "DDIMPipeline", *FROM_TEXT)
 """Pipelines that the report knows how to ask for a sample of the whole collection."""
 
 _BATCH = 16
@@ -47,14 +54,18 @@ class FlowModel:
         pipeline: of diffusers; its scheduler deterministic.
         name: of the folder it came from.
         steps: of the sampler.
-        null_label: the label that means "no class"; None for a network without classes.
+        condition: what it is asked for, in words.
+        call: keywords of every call of the pipeline, for one image.
+        seen: how it calls its network.
         replaced_scheduler: class of a scheduler that draws noise and was replaced by DDIM; None otherwise.
     """
 
     pipeline: Any
     name: str
     steps: int
-    null_label: int | None
+    condition: str
+    call: Mapping[str, Any]
+    seen: NetworkCall
     replaced_scheduler: str | None = None
 
     @property
@@ -70,10 +81,7 @@ class FlowModel:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a state."""
-        config = self.network.config
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(config.in_channels), int(height), int(width)
+        return self.seen.shape
 
     def sample(self, seeds: list[int], progress: Progress = silent, stage: str = "sample") -> Recording:
         """Record one trajectory for each seed, in batches of 16: a seed's trajectory does not depend on the others.
@@ -101,11 +109,8 @@ class FlowModel:
 
     def denoiser(self, network: Any = None) -> DiffusersDenoiser:
         """The network, or another that is called as it is, at any level that its schedule reaches."""
-        return DiffusersDenoiser(
-            network or self.network,
-            NoiseSchedule.from_scheduler(self._fresh_scheduler()),
-            conditions=self._conditions(1),
-        )
+        schedule = NoiseSchedule.from_scheduler(self._fresh_scheduler())
+        return DiffusersDenoiser(partial(self.seen.ask, network or self.network), schedule)
 
     def kept(self, folder: Path) -> Any:
         """The network as it was kept in `folder` during training, in float32.
@@ -124,15 +129,13 @@ class FlowModel:
             raise MismatchError(
                 f"{folder} holds another network than that of {self.name}; give checkpoints of its training"
             )
-        return network.float().eval()
+        return network.to(self.seen.state).eval()
 
     @property
     def starts(self) -> list[int]:
         """Steps that the sampler can start with."""
-        scheduler = self._fresh_scheduler()
-        scheduler.set_timesteps(self.steps)
         try:
-            return starts(scheduler)
+            return starts(self._planned_scheduler())
         except InputError:  # Runge-Kutta steps of PNDM
             return [0]
 
@@ -141,37 +144,40 @@ class FlowModel:
 
         @torch.no_grad()
         def sampled(x_s: Tensor) -> Tensor:
-            scheduler = self._fresh_scheduler()
-            scheduler.set_timesteps(self.steps)
+            scheduler = self._planned_scheduler()
             if hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(step)
-            state = x_s
+            state = x_s.to(self.seen.state.device)
             for place, timestep in enumerate(timesteps_from(scheduler, step)):
-                shown = scheduler.scale_model_input(state, timestep)
-                output = self.network(shown, timestep.expand(len(shown)), **self._conditions(len(shown)))
+                scaled = hasattr(scheduler, "scale_model_input")
+                shown = scheduler.scale_model_input(state, timestep) if scaled else state
+                output = self.seen.ask(self.network, shown, timestep)
                 options = first_orders(scheduler.step, place + 1) if step else {}
-                state = scheduler.step(without_variance(output.sample, state), timestep, state, **options).prev_sample
-            return state
+                state = scheduler.step(without_variance(output, state), timestep, state, **options).prev_sample
+            return state.to(x_s.device)
 
         return sampled
 
     def _record(self, seeds: list[int]) -> Recording:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        parameters = inspect.signature(type(self.pipeline).__call__).parameters
-        arguments: dict[str, Any] = {"generator": generators, "num_inference_steps": self.steps}
-        if "class_labels" in parameters:
-            arguments |= {"class_labels": [self.null_label] * len(seeds), "guidance_scale": 1.0}
+        arguments = {**self.call, "generator": generators}
+        if "class_labels" in arguments:
+            arguments["class_labels"] = arguments["class_labels"] * len(seeds)
+        elif type(self.pipeline).__name__ in FROM_TEXT:
+            arguments["num_images_per_prompt"] = len(seeds)
         else:
             arguments["batch_size"] = len(seeds)
-        if type(self.pipeline).__name__ == "ClassConditionalPipeline":
-            arguments["output_type"] = "latent"  # the others decode whatever they are asked for
         return record(self.pipeline, **arguments)
-
-    def _conditions(self, n: int) -> dict[str, Any]:
-        return {} if self.null_label is None else {"class_labels": torch.full((n,), self.null_label)}
 
     def _fresh_scheduler(self) -> Any:
         return type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+
+    def _planned_scheduler(self) -> Any:
+        """A fresh scheduler with the steps that the pipeline gave its own."""
+        scheduler = self._fresh_scheduler()
+        arguments, keywords = self.seen.planned
+        scheduler.set_timesteps(*arguments, **keywords)
+        return scheduler
 
     @contextmanager
     def _with_network(self, network: Any) -> Iterator[None]:
@@ -183,23 +189,35 @@ class FlowModel:
             setattr(self.pipeline, name, own)
 
 
-def open_flow_model(model: str | Path | Any, steps: int = 25) -> FlowModel:
+def open_flow_model(
+    model: str | Path | Any,
+    steps: int = 25,
+    *,
+    prompt: str = "",
+    call: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    device: str | None = None,
+) -> FlowModel:
     """Open a pipeline for measurement.
 
     Arguments
-        model: folder of a diffusers pipeline, `demo` for the model that ships with the project, or an opened pipeline; one
-            of `SUPPORTED`.
+        model: folder or hub id of a diffusers pipeline, `demo` for the model that ships with the project, or an opened
+            pipeline; one of `SUPPORTED`.
         steps: of its sampler.
+        prompt: for a pipeline that paints from text.
+        call: further keywords for every call of such a pipeline, such as prompt_embeds, of one prompt, in its place.
+        image_size: that it is to paint, in pixels; its own choice unless given.
+        device: such as cuda, where a pipeline that is not opened yet computes; a CUDA device if there is one, unless given.
 
-    Raises: NotFittedError if there is no such folder; InputError for a pipeline that is not supported, or a number of
-        steps that its sampler cannot make.
+    Raises: NotFittedError if there is no such folder; InputError for a pipeline that is not supported, a prompt that it
+        does not take, no such device, or a number of steps that its sampler cannot make.
     """
-    pipeline, name = _opened(model)
+    pipeline, name = _opened(model, device)
     kind = type(pipeline).__name__
     if kind not in SUPPORTED:
-        raise InputError(
-            f"the report needs an unconditional or class-conditional pipeline ({', '.join(SUPPORTED)}), {name} is a {kind}"
-        )
+        raise InputError(f"the report knows {', '.join(SUPPORTED)}; {name} is a {kind}")
+    if prompt and kind not in FROM_TEXT:
+        raise InputError(f"{name} is a {kind}, which paints without a prompt; leave the prompt out")
     require_steps(pipeline.scheduler, steps)
     pipeline.set_progress_bar_config(disable=True)
     scheduler, replaced = pipeline.scheduler, None
@@ -209,39 +227,52 @@ def open_flow_model(model: str | Path | Any, steps: int = 25) -> FlowModel:
         replaced = type(scheduler).__name__
         pipeline = copy.copy(pipeline)
         pipeline.scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
-    return FlowModel(pipeline, name, steps, _null_label(pipeline), replaced)
+    size = {} if image_size is None else {"height": image_size, "width": image_size}
+    asked, condition = _asked(pipeline, steps, prompt, {**size, **(call or {})})
+    seen = first_call(pipeline, getattr(pipeline, _network_name(pipeline)), asked)
+    return FlowModel(pipeline, name, steps, condition, asked, seen, replaced)
 
 
-def _opened(model: Any) -> tuple[Any, str]:
+def _asked(pipeline: Any, steps: int, prompt: str, call: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Keywords that ask the pipeline for one image, without guidance and not decoded where it can be; and for what."""
+    kind = type(pipeline).__name__
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    asked: dict[str, Any] = {"num_inference_steps": steps}
+    if kind in FROM_TEXT:
+        asked |= {"output_type": "latent", "use_resolution_binning": False}
+        if not getattr(pipeline, "transformer", None) or not pipeline.transformer.config.get("guidance_embeds"):
+            asked["guidance_scale"] = 1.0  # a network that is told its guidance keeps what the pipeline tells it
+        asked |= call if "prompt_embeds" in call else {"prompt": prompt, **call}
+        asked = {name: value for name, value in asked.items() if name in takes}
+        return asked, "prompt embeddings" if "prompt_embeds" in call else f'prompt "{prompt}"'
+    if "class_labels" not in takes:
+        return asked, "unconditional"
+    asked |= {"class_labels": [_null_label(pipeline)], "guidance_scale": 1.0}
+    if kind == "ClassConditionalPipeline":
+        asked["output_type"] = "latent"  # the others decode whatever they are asked for
+    return asked, "no class"
+
+
+def _opened(model: Any, device: str | None) -> tuple[Any, str]:
     if not isinstance(model, str | Path):
         return model, type(model).__name__
-    from manifold.demo_model import MODEL_FOLDER, load_demo_model
-
-    folder = MODEL_FOLDER if str(model) == "demo" else Path(model).expanduser()
-    if not (folder / "model_index.json").is_file():
+    if str(model) == "demo":
+        return open_pipeline(None, device), "demo"
+    folder = Path(model).expanduser()
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise NotFittedError(
             f"{folder} holds no diffusers pipeline (no model_index.json); name the folder of one, or make one with "
             "manifold train-demo"
         )
-    from manifold.files import read_json
-
-    if read_json(folder / "model_index.json").get("_class_name") == "ClassConditionalPipeline":
-        return load_demo_model(folder), "demo" if str(model) == "demo" else folder.name
-    from diffusers import DiffusionPipeline
-
-    return DiffusionPipeline.from_pretrained(str(folder)), folder.name
+    return open_pipeline(folder if folder.is_dir() else model, device), folder.name
 
 
 def _network_name(pipeline: Any) -> str:
     return "transformer" if hasattr(pipeline, "transformer") else "unet"
 
 
-def _null_label(pipeline: Any) -> int | None:
-    if type(pipeline).__name__ == "ClassConditionalPipeline":
-        return int(pipeline.classes)
-    if type(pipeline).__name__ == "DiTPipeline":
-        return int(pipeline.transformer.config.num_embeds_ada_norm)
-    return None
+def _null_label(pipeline: Any) -> int:
+    return int(pipeline.classes if hasattr(pipeline, "classes") else pipeline.transformer.config.num_embeds_ada_norm)
 
 
 def _draws_noise(scheduler: Any) -> bool:
@@ -250,7 +281,8 @@ def _draws_noise(scheduler: Any) -> bool:
         return True
     ends = []
     for seed in (0, 1):
-        fresh = type(scheduler).from_config(scheduler.config)
+        # Shifts that depend on the image's size are of no matter here, and would have to be told.
+        fresh = type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False)
         fresh.set_timesteps(4)
         state = torch.ones(1, 1, 2, 2)
         with torch.random.fork_rng(devices=[]):

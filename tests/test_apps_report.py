@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from helpers import make_workspace
+from helpers import make_workspace, needs_cuda
 from manifold_apps import report_sections
 from manifold_apps.report import write_report
 from manifold_apps.report_measure import _nearest_step, stepped_gains
@@ -409,11 +409,26 @@ def test_the_rest_of_a_path_is_the_samplers_own(made):
     torch.testing.assert_close(again, run.x0_hat[2], rtol=1e-2, atol=1e-2)
 
 
+@needs_cuda
+def test_a_model_on_a_cuda_device_is_measured_as_on_the_processor(tmp_path):
+    tiny_demo(ddim(**SD)).save_pretrained(tmp_path / "model")
+    here, there = (open_flow_model(tmp_path / "model", 6, device=device) for device in ("cpu", "cuda"))
+    runs = [model.sample([0, 1]) for model in (here, there)]
+    assert next(there.network.parameters()).is_cuda
+    torch.testing.assert_close(runs[1].x_t, runs[0].x_t, rtol=1e-2, atol=1e-2)
+    level = float(runs[0].alphas[2]), float(runs[0].sigmas[2])
+    answers = [model.denoiser().denoise(runs[0].x_t[2], *level) for model in (here, there)]
+    torch.testing.assert_close(answers[1], answers[0], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(there.sampler_from(2)(runs[1].x_t[2]), runs[1].x_t[-1], rtol=1e-2, atol=1e-2)
+
+
 def test_what_cannot_be_reported_says_so(workspace, tmp_path):
     with pytest.raises(NotFittedError, match=r"no model_index\.json"):
         write_report(workspace, tmp_path, tmp_path / "a.html")
-    with pytest.raises(InputError, match="unconditional or class-conditional"):
+    with pytest.raises(InputError, match=r"StableDiffusionPipeline, .* LatentPipeline is a LatentPipeline"):
         write_report(workspace, tiny_latent(ddim()), tmp_path / "a.html")
+    with pytest.raises(InputError, match="is a DDIMPipeline, which paints without a prompt; leave the prompt out"):
+        write_report(workspace, tiny_ddim(), tmp_path / "a.html", prompt="a cat")
     with pytest.raises(InputError, match="at least 4 seeds"):
         write_report(workspace, tiny_ddim(), tmp_path / "a.html", seeds=3)
     for steps in (0, 2000):

@@ -1,11 +1,17 @@
-"""Recording and teleportation of every text-to-image family; test_manifold_text_pipelines.py runs it in its own process."""
+"""Text-to-image families recorded, teleported and reported; test_manifold_text_pipelines.py runs it in its own process."""
 
 import inspect
 
 import pytest
 import torch
+from images import encoded, picture
+from manifold_apps.report import write_report
+from manifold_apps.report_model import open_flow_model
+from manifold_apps.run import run_images
+from tiny_pipelines import tiny_ddim
 from tiny_text_pipelines import FAMILIES, build
 
+from manifold.errors import InputError
 from manifold.gaussian import GaussianManifold
 from manifold.teleport import teleport
 from manifold.trajectory import record
@@ -159,3 +165,63 @@ def test_network_is_shown_the_moved_state(family):
     state = state / (1 + sigma**2) ** 0.5 if full.metadata["coordinates"] == "ve" else state
     shown = unpacked(pipeline, family, seen[0][-2:], call)
     torch.testing.assert_close(shown, state, rtol=1e-5, atol=1e-5)
+
+
+def for_one_image(call):
+    """Keywords for the report: one prompt's embeddings, no guidance."""
+    kept = {name: value for name, value in call.items() if name in ("height", "width")}
+    embeddings = {name: value[:1] for name, value in call.items() if isinstance(value, torch.Tensor)}
+    return kept | {name: value for name, value in embeddings.items() if not name.startswith("negative")}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_report_asks_the_network_as_its_pipeline_does(family):
+    """Against what the network was shown and answered in a run of the pipeline itself."""
+    pipeline, call = build(family)
+    model = open_flow_model(pipeline, 6, call=for_one_image(call))
+    shown = []
+    hook = model.network.register_forward_hook(
+        lambda module, args, kwargs, output: shown.append((args, kwargs, output)), with_kwargs=True
+    )
+    run = model.sample([0, 1, 2])
+    hook.remove()
+    assert run.x_t.shape[1:] == (3, *model.shape)
+    assert not torch.equal(run.x_t[0, 0], run.x_t[0, 1])
+    torch.testing.assert_close(model.sample([2]).x_t[:, 0], run.x_t[:, 2], rtol=1e-3, atol=1e-4)
+    for place, (args, kwargs, output) in enumerate(shown):
+        given = inspect.signature(model.network.forward).bind(*args, **kwargs).arguments
+        state = model.seen.layout.unpack(given[model.seen.names[0]])
+        answer = output[0] if isinstance(output, tuple) else output.sample
+        asked = model.seen.ask(model.network, state, run.timesteps[place].float())
+        torch.testing.assert_close(asked, model.seen.layout.unpack(answer), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_report_s_denoiser_and_sampler_are_those_of_the_pipeline(family):
+    pipeline, call = build(family)
+    model = open_flow_model(pipeline, 6, call=for_one_image(call))
+    run = model.sample([0, 1])
+    denoiser = model.denoiser()
+    for place in (1, 3):
+        found = denoiser.denoise(run.x_t[place], float(run.alphas[place]), float(run.sigmas[place]))
+        torch.testing.assert_close(found, run.x0_hat[place], rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(model.sampler_from(0)(run.x_t[0]), run.x_t[-1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_a_report_of_a_pipeline_that_paints_from_text(family, tmp_path):
+    pipeline, call = build(family)
+    call = {name: value for name, value in for_one_image(call).items() if name not in ("height", "width")}
+    pipeline.vae.save_pretrained(tmp_path / "vae")
+    (tmp_path / "images").mkdir()
+    for number in range(60):
+        (tmp_path / "images" / f"{number}.png").write_bytes(encoded(picture(16, 16, number), "PNG"))
+    root = run_images(tmp_path / "images", tmp_path / "ws", encoder=str(tmp_path / "vae"), size=16, workers=0).root
+    path = tmp_path / "report.html"
+    made = write_report(root, pipeline, path, seeds=4, steps=6, call=call)
+    assert made.findings.recording.x_t.shape == (7, 4, 4, 8, 8)
+    assert len(made.findings.perturbations) > 0
+    text = path.read_text()
+    assert "prompt embeddings, no guidance" in text
+    with pytest.raises(InputError, match="which paints without a prompt"):
+        open_flow_model(tiny_ddim(), 6, prompt="a cat")
