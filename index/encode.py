@@ -284,7 +284,7 @@ def _too_many(
     listed = ", ".join(f"{reason} ({count:,})" for reason, count in reason_counts(rejects).items())
     share = f"{max_rejects:g}" if share_of == inputs else f"{max_rejects:g} of {share_of:,}"
     return TooManyRejectsError(
-        f"of {inputs:,} images {len(rejects):,} cannot be used, more than the share of {share} allowed: "
+        f"{len(rejects):,} of {inputs:,} images cannot be used, more than the share of {share} allowed: "
         f"{listed}; see {workspace.rejects_path}, or allow more with --max-rejects"
     )
 

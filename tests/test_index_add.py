@@ -246,7 +246,7 @@ def test_rejects_are_counted_on_and_not_tried_again(tmp_path):
     photos(tmp_path / "bad", range(100, 110))
     (tmp_path / "bad" / "00103.png").write_bytes(b"broken")
     with pytest.raises(
-        TooManyRejectsError, match=r"of 10 images 1 cannot be used, more than the share of 0\.05 allowed"
+        TooManyRejectsError, match=r"1 of 10 images cannot be used, more than the share of 0\.05 allowed"
     ):
         add_images(tmp_path / "bad", root, workers=0)
     assert verify_workspace(root).problems == ()
