@@ -67,7 +67,7 @@ class NetworkCall:
 
 
 def first_call(pipeline: Any, network: Any, call: Mapping[str, Any]) -> NetworkCall:
-    """How `pipeline(**call)`, a call for one image without guidance, calls its network.
+    """How `pipeline(**call)`, a call for one image whose state is not doubled for guidance, calls its network.
 
     Raises: InputError if the network is never called; what the pipeline raises before.
 

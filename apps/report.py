@@ -140,8 +140,7 @@ def _facts(workspace: Workspace, flow: FlowModel, found: Findings) -> list[tuple
         ),
         (
             "trajectories",
-            f"{found.recording.x_t.shape[1]} from the seeds 0 to {found.recording.x_t.shape[1] - 1}, {flow.condition}, "
-            "no guidance",
+            f"{found.recording.x_t.shape[1]} from the seeds 0 to {found.recording.x_t.shape[1] - 1}, {flow.condition}",
         ),
         (
             "sampler",

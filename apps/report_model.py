@@ -36,11 +36,11 @@ from .seeded_runs import open_pipeline, require_steps
 
 __all__ = ["SUPPORTED", "FlowModel", "open_flow_model"]
 
-FROM_TEXT = (
+_FROM_TEXT = (
     "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
     "Flux2Pipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "SanaPipeline",
 )  # fmt: skip
-SUPPORTED = ("ClassConditionalPipeline", "DiTPipeline", "LDMPipeline", "DDPMPipeline", "DDIMPipeline", *FROM_TEXT)
+SUPPORTED = ("ClassConditionalPipeline", "DiTPipeline", "LDMPipeline", "DDPMPipeline", "DDIMPipeline", *_FROM_TEXT)
 """Pipelines that the report knows how to ask for a sample of the whole collection."""
 
 _BATCH = 16
@@ -54,7 +54,7 @@ class FlowModel:
         pipeline: of diffusers; its scheduler deterministic.
         name: of the folder it came from.
         steps: of the sampler.
-        condition: what it is asked for, in words.
+        condition: what it is asked for and how it is guided, in words.
         call: keywords of every call of the pipeline, for one image.
         seen: how it calls its network.
         replaced_scheduler: class of a scheduler that draws noise and was replaced by DDIM; None otherwise.
@@ -110,10 +110,10 @@ class FlowModel:
     def denoiser(self, network: Any = None) -> DiffusersDenoiser:
         """The network, or another that is called as it is, at any level that its schedule reaches."""
         schedule = NoiseSchedule.from_scheduler(self._fresh_scheduler())
-        return DiffusersDenoiser(partial(self.seen.ask, network or self.network), schedule)
+        return DiffusersDenoiser(partial(self.seen.ask, self.network if network is None else network), schedule)
 
     def kept(self, folder: Path) -> Any:
-        """The network as it was kept in `folder` during training, in float32.
+        """The network as it was kept in `folder` during training, in the model's own type and place.
 
         Raises: MismatchError if it is another network; FormatError if it cannot be read.
         """
@@ -163,7 +163,7 @@ class FlowModel:
         arguments = {**self.call, "generator": generators}
         if "class_labels" in arguments:
             arguments["class_labels"] = arguments["class_labels"] * len(seeds)
-        elif type(self.pipeline).__name__ in FROM_TEXT:
+        elif type(self.pipeline).__name__ in _FROM_TEXT:
             arguments["num_images_per_prompt"] = len(seeds)
         else:
             arguments["batch_size"] = len(seeds)
@@ -216,7 +216,7 @@ def open_flow_model(
     kind = type(pipeline).__name__
     if kind not in SUPPORTED:
         raise InputError(f"the report knows {', '.join(SUPPORTED)}; {name} is a {kind}")
-    if prompt and kind not in FROM_TEXT:
+    if prompt and kind not in _FROM_TEXT:
         raise InputError(f"{name} is a {kind}, which paints without a prompt; leave the prompt out")
     require_steps(pipeline.scheduler, steps)
     pipeline.set_progress_bar_config(disable=True)
@@ -238,19 +238,21 @@ def _asked(pipeline: Any, steps: int, prompt: str, call: Mapping[str, Any]) -> t
     kind = type(pipeline).__name__
     takes = inspect.signature(type(pipeline).__call__).parameters
     asked: dict[str, Any] = {"num_inference_steps": steps}
-    if kind in FROM_TEXT:
+    if kind in _FROM_TEXT:
         asked |= {"output_type": "latent", "use_resolution_binning": False}
-        if not getattr(pipeline, "transformer", None) or not pipeline.transformer.config.get("guidance_embeds"):
+        distilled = getattr(pipeline, _network_name(pipeline)).config.get("guidance_embeds", False)
+        if not distilled:
             asked["guidance_scale"] = 1.0  # a network that is told its guidance keeps what the pipeline tells it
         asked |= call if "prompt_embeds" in call else {"prompt": prompt, **call}
         asked = {name: value for name, value in asked.items() if name in takes}
-        return asked, "prompt embeddings" if "prompt_embeds" in call else f'prompt "{prompt}"'
+        what = "prompt embeddings" if "prompt_embeds" in call else f'prompt "{prompt}"'
+        return asked, f"{what}, {'the guidance that the network is told' if distilled else 'no guidance'}"
     if "class_labels" not in takes:
-        return asked, "unconditional"
+        return asked, "unconditional, no guidance"
     asked |= {"class_labels": [_null_label(pipeline)], "guidance_scale": 1.0}
     if kind == "ClassConditionalPipeline":
         asked["output_type"] = "latent"  # the others decode whatever they are asked for
-    return asked, "no class"
+    return asked, "no class, no guidance"
 
 
 def _opened(model: Any, device: str | None) -> tuple[Any, str]:
