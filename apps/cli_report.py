@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,10 +38,13 @@ def report(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Networks kept during the model's training, checkpoint-STEP/unet, to see what was learned first.",
+            help="Networks kept during training, checkpoint-STEP/unet or transformer, to see what was learned first.",
         ),
     ] = None,
     device: DeviceOption = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="What the model computes in.")
+    ] = "float32",
 ) -> None:
     """Measure a trained model against the statistics of its latents: one page, each number beside prediction and null.
 
@@ -53,7 +56,7 @@ def report(
     with long_work() as progress:
         made = write_report(
             workspace, model, output, seeds=seeds, steps=steps, prompt=prompt, checkpoints=checkpoints, device=device,
-            progress=progress,
+            dtype=dtype, progress=progress,
         )  # fmt: skip
     out.print(
         f"{made.path}: one page, {made.path.stat().st_size / 2**20:.1f} MiB, that needs nothing else", soft_wrap=True

@@ -69,7 +69,7 @@ class NetworkCall:
 def first_call(pipeline: Any, network: Any, call: Mapping[str, Any]) -> NetworkCall:
     """How `pipeline(**call)`, a call for one image whose state is not doubled for guidance, calls its network.
 
-    Raises: InputError if the network is never called; what the pipeline raises before.
+    Raises: InputError if the network is never called, or shown more than one state; what the pipeline raises before.
 
     Cost: all that the pipeline does before, such as encoding the prompt; the network itself is not evaluated.
     """
@@ -98,6 +98,8 @@ def first_call(pipeline: Any, network: Any, call: Mapping[str, Any]) -> NetworkC
     given = inspect.signature(network.forward).bind(*found.positional, **found.keywords).arguments
     names = tuple(next(one for one in known if one in given) for known in (_STATES, _TIMESTEPS))
     state, told = (given.pop(name) for name in names)
+    if len(state) != 1:
+        raise InputError(f"the call must be for one image without guidance, the network was shown {len(state)} states")
     layout = state_layout(pipeline, state, (), dict(call))
     own = float(pipeline.scheduler.timesteps[0])
     scale = float(torch.as_tensor(told).reshape(-1)[0]) / own if own else 1.0

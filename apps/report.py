@@ -66,6 +66,7 @@ def write_report(
     call: Mapping[str, Any] | None = None,
     checkpoints: str | Path | None = None,
     device: str | None = None,
+    dtype: str = "float32",
     progress: Progress = silent,
 ) -> Report:
     """Measure a trained pipeline against the statistics of a workspace, and write one self-contained HTML page.
@@ -81,12 +82,14 @@ def write_report(
         checkpoints: folder of networks kept during the model's training, for a section on what was learned first; see
             `manifold_apps.training.checkpoints`. Of more than 12 those are taken that are spread best over the doublings of
             steps.
-        device: such as cuda; a CUDA device if there is one, unless given. An opened pipeline stays where it is.
+        device, dtype: such as cuda and bfloat16; a CUDA device if there is one, unless given. An opened pipeline stays as it
+            is.
         progress: told of the stages sample, shuffle, push, explain, learn, anticipate.
 
     Returns: Report.
 
-    Raises: NotFittedError if there is no such model or no statistics; MismatchError if the workspace's latents are not the
+    Raises: NotFittedError for a folder without a pipeline, or no statistics; MissingExtraError without transformers for a
+        pipeline that paints from text; MismatchError if the workspace's latents are not the
         model's, or checkpoints are of another network; InputError for another kind of pipeline, a prompt that it does not
         take, too few seeds or rows, a folder without checkpoints, or steps that its sampler cannot make;
         FormatError; StorageError.
@@ -96,7 +99,7 @@ def write_report(
     opened = Workspace.open(workspace)
     opened.require_complete()
     size = opened.manifest.recipe.encoder.image_size or None
-    flow = open_flow_model(model, steps, prompt=prompt, call=call, image_size=size, device=device)
+    flow = open_flow_model(model, steps, prompt=prompt, call=call, image_size=size, device=device, dtype=dtype)
     encoder = model_encoder(opened, flow, _folder(model))
     kept = {} if checkpoints is None else spread_out(find_checkpoints(checkpoints, flow.network_name), _STAGES)
     for path in list(kept.values())[-1:]:
@@ -242,7 +245,8 @@ def _learned(found: Learning, drawn: Callable[..., Picture]) -> Section:
         claim,
         (drawn("learning", plot_learning, found),),
         tables,
-        "Squared distances between predictions, and errors to the clean latent, of the rows left out in section 8, "
+        "Squared distances between predictions, and errors to the clean latent, of the rows that the analytic denoisers of "
+        "section 8 were not given (the network may have been), "
         "in hundredths of the variance of these rows: a unit that is the same at all stages. Rows named after an analytic "
         "denoiser tell how far it is from the others.",
     )

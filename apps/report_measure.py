@@ -122,7 +122,8 @@ def model_encoder(workspace: Workspace, model: FlowModel, folder: str | Path | N
 
     Arguments
         workspace: complete. model: opened.
-        folder: of the pipeline; None if it came opened or from the hub, and only shapes can be compared.
+        folder: of the pipeline; None if it came opened or from the hub, when shapes and scalings can be compared, and not
+            the weights.
 
     Raises: MismatchError if the workspace's latents are not those that the network sees.
     """
@@ -144,7 +145,14 @@ def model_encoder(workspace: Workspace, model: FlowModel, folder: str | Path | N
         from index.encoders.vae import VaeEncoder
 
         autoencoder = getattr(model.pipeline, names[0])
-        return VaeEncoder(autoencoder, id=model.name, image_size=spec.image_size, device=autoencoder.device)
+        own = VaeEncoder(autoencoder, id=model.name, image_size=spec.image_size, device=autoencoder.device)
+        mine, theirs = (torch.tensor([*one.scaling, *one.shift]) for one in (own.spec, spec))
+        if own.spec.kind != spec.kind or mine.shape != theirs.shape or not torch.allclose(mine, theirs):
+            raise MismatchError(
+                f"{workspace.root} was encoded with {spec.id}, whose latents are scaled otherwise than those of the "
+                f"autoencoder of {model.name}; encode the images with that"
+            )
+        return own
     opened = open_encoder(str(Path(folder) / names[0]), spec.image_size, mode=spec.mode, dtype=spec.dtype, device="cpu")
     if opened.spec.config_hash != spec.config_hash:
         raise MismatchError(

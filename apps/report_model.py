@@ -104,8 +104,12 @@ class FlowModel:
 
     def sample_shuffled(self, seeds: list[int], progress: Progress = silent) -> Recording:
         """The same from a network whose weights are in random order, see `manifold.nulls.shuffled_network`."""
-        with self._with_network(shuffled_network(self.network, seed=0)):
-            return self.sample(seeds, progress, "shuffle")
+        place, own = self.seen.state.device, self.network.to("cpu")  # a large one has no room for two on a device
+        try:
+            with self._with_network(shuffled_network(own, seed=0).to(place)):
+                return self.sample(seeds, progress, "shuffle")
+        finally:
+            own.to(place)
 
     def denoiser(self, network: Any = None) -> DiffusersDenoiser:
         """The network, or another that is called as it is, at any level that its schedule reaches."""
@@ -197,6 +201,7 @@ def open_flow_model(
     call: Mapping[str, Any] | None = None,
     image_size: int | None = None,
     device: str | None = None,
+    dtype: str = "float32",
 ) -> FlowModel:
     """Open a pipeline for measurement.
 
@@ -207,12 +212,14 @@ def open_flow_model(
         prompt: for a pipeline that paints from text.
         call: further keywords for every call of such a pipeline, such as prompt_embeds, of one prompt, in its place.
         image_size: that it is to paint, in pixels; its own choice unless given.
-        device: such as cuda, where a pipeline that is not opened yet computes; a CUDA device if there is one, unless given.
+        device, dtype: such as cuda and bfloat16, where and in which type a pipeline that is not opened yet computes; a CUDA
+            device if there is one, unless given.
 
-    Raises: NotFittedError if there is no such folder; InputError for a pipeline that is not supported, a prompt that it
-        does not take, no such device, or a number of steps that its sampler cannot make.
+    Raises: NotFittedError for a folder without a pipeline; InputError if there is none by that name, for a pipeline that is
+        not supported, a prompt or keyword that it does not take, guidance, a flow-matching sampler that draws noise, no
+        such device, or a number of steps that its sampler cannot make; MissingExtraError without transformers.
     """
-    pipeline, name = _opened(model, device)
+    pipeline, name = _opened(model, device, dtype)
     kind = type(pipeline).__name__
     if kind not in SUPPORTED:
         raise InputError(f"the report knows {', '.join(SUPPORTED)}; {name} is a {kind}")
@@ -225,8 +232,14 @@ def open_flow_model(
         from diffusers import DDIMScheduler
 
         replaced = type(scheduler).__name__
+        if NoiseSchedule.from_scheduler(scheduler).coordinates == "flow":
+            raise InputError(
+                f"the {replaced} of {name} draws noise at every step; give the pipeline a deterministic sampler, such as "
+                "FlowMatchEulerDiscreteScheduler without stochastic_sampling"
+            )
         pipeline = copy.copy(pipeline)
-        pipeline.scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+        clips = bool(scheduler.config.get("clip_sample", False))
+        pipeline.scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=clips)
     size = {} if image_size is None else {"height": image_size, "width": image_size}
     asked, condition = _asked(pipeline, steps, prompt, {**size, **(call or {})})
     seen = first_call(pipeline, getattr(pipeline, _network_name(pipeline)), asked)
@@ -239,14 +252,7 @@ def _asked(pipeline: Any, steps: int, prompt: str, call: Mapping[str, Any]) -> t
     takes = inspect.signature(type(pipeline).__call__).parameters
     asked: dict[str, Any] = {"num_inference_steps": steps}
     if kind in _FROM_TEXT:
-        asked |= {"output_type": "latent", "use_resolution_binning": False}
-        distilled = getattr(pipeline, _network_name(pipeline)).config.get("guidance_embeds", False)
-        if not distilled:
-            asked["guidance_scale"] = 1.0  # a network that is told its guidance keeps what the pipeline tells it
-        asked |= call if "prompt_embeds" in call else {"prompt": prompt, **call}
-        asked = {name: value for name, value in asked.items() if name in takes}
-        what = "prompt embeddings" if "prompt_embeds" in call else f'prompt "{prompt}"'
-        return asked, f"{what}, {'the guidance that the network is told' if distilled else 'no guidance'}"
+        return _asked_in_words(pipeline, takes, asked, prompt, call)
     if "class_labels" not in takes:
         return asked, "unconditional, no guidance"
     asked |= {"class_labels": [_null_label(pipeline)], "guidance_scale": 1.0}
@@ -255,18 +261,57 @@ def _asked(pipeline: Any, steps: int, prompt: str, call: Mapping[str, Any]) -> t
     return asked, "no class, no guidance"
 
 
-def _opened(model: Any, device: str | None) -> tuple[Any, str]:
+def _asked_in_words(
+    pipeline: Any, takes: Mapping[str, inspect.Parameter], asked: dict[str, Any], prompt: str, call: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """See `_asked`, of a pipeline that paints from text."""
+    unknown = sorted(set(call) - set(takes))
+    if unknown:
+        raise InputError(f"a {type(pipeline).__name__} takes no {', '.join(unknown)}")
+    embedded = "prompt_embeds" in call
+    if embedded and prompt:
+        raise InputError("give either a prompt or prompt_embeds, not both")
+    told = bool(getattr(pipeline, _network_name(pipeline)).config.get("guidance_embeds", False))
+    if not told and float(call.get("guidance_scale", 1.0)) > 1:
+        raise InputError(
+            "a report asks without guidance, for only that has the workspace's statistics; leave guidance_scale out"
+        )
+    # None: Sana would put its instructions to a language model before the prompt.
+    wanted = {"output_type": "latent", "use_resolution_binning": False, "complex_human_instruction": None}
+    if not told:
+        wanted["guidance_scale"] = 1.0
+    asked |= {name: value for name, value in wanted.items() if name in takes} | dict(call)
+    if not embedded:
+        asked |= {"prompt": prompt} if prompt or not _zeros_stand_for_nothing(pipeline) else _no_prompt(pipeline)
+    scale = asked.get("guidance_scale", takes["guidance_scale"].default)
+    guided = f"guidance {scale:g}, which the network is told" if told else "no guidance"
+    what = "prompt embeddings" if embedded else f'prompt "{prompt}"'
+    return asked, f"{what}, {guided}"
+
+
+def _zeros_stand_for_nothing(pipeline: Any) -> bool:
+    """Whether the pipeline's own unconditional is not the embedding of an empty prompt, as in SDXL."""
+    return bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
+
+
+def _no_prompt(pipeline: Any) -> dict[str, Any]:
+    """The embeddings that SDXL sets against a prompt's under guidance."""
+    _, nothing, _, pooled = pipeline.encode_prompt("", do_classifier_free_guidance=True)
+    return {"prompt_embeds": nothing, "pooled_prompt_embeds": pooled}
+
+
+def _opened(model: Any, device: str | None, dtype: str) -> tuple[Any, str]:
     if not isinstance(model, str | Path):
         return model, type(model).__name__
     if str(model) == "demo":
-        return open_pipeline(None, device), "demo"
+        return open_pipeline(None, device, dtype), "demo"
     folder = Path(model).expanduser()
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise NotFittedError(
             f"{folder} holds no diffusers pipeline (no model_index.json); name the folder of one, or make one with "
             "manifold train-demo"
         )
-    return open_pipeline(folder if folder.is_dir() else model, device), folder.name
+    return open_pipeline(folder if folder.is_dir() else model, device, dtype), folder.name
 
 
 def _network_name(pipeline: Any) -> str:

@@ -254,10 +254,13 @@ def about_learning(found: Learning) -> tuple[str, tuple[Table, ...]]:
     claim += "" if nearest == 0 else f" (after {found.stages[0]:,} steps {distance[0]:.2%})"
     if found.null_distance is not None:
         claim += f"; with shuffled weights it is {float(found.null_distance[level, place].mean()):.2%} away"
-    claim += ". " if nearest == last else f". It left it, to {distance[-1]:.2%} after {found.stages[-1]:,}. "
+    away = bootstrap_mean(found.distance[-1, level, place] - found.distance[nearest, level, place])
+    left = nearest != last and float(away.low) > 0  # the same states at both stages
+    claim += f". It left it, to {distance[-1]:.2%} after {found.stages[-1]:,}. " if left else ". "
+    better = bootstrap_mean(found.analytic_error[level, place] - found.error[-1, level])
     claim += (
         "At the last step its error is not below the Gaussian's."
-        if ahead is None
+        if ahead is None or not float(better.low) > 0
         else f"Its error is below the Gaussian's from step {found.stages[ahead]:,} on."
     )
     return claim, tuple(_learning_table(found, level) for level in range(len(found.sigmas)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from index.encoders.opening import choose_device
 from index.progress import Progress, silent
-from manifold.errors import InputError, MismatchError
+from manifold.errors import InputError, MismatchError, MissingExtraError
 from manifold.files import read_json
 from manifold.pipeline_families import visited_levels
 from manifold.teleport import FlowSolver, teleport
@@ -32,10 +33,14 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def open_pipeline(model: str | Path | None, device: str | None = None) -> Any:
+def open_pipeline(model: str | Path | None, device: str | None = None, dtype: str = "float32") -> Any:
     """The pipeline in a folder or of a hub id; the one that ships with the project if none is named.
 
-    Raises: InputError if there is none, or no such device; NotFittedError if the project's own was never made.
+    Arguments
+        device: such as cuda; a CUDA device if there is one, unless given. dtype: that it computes in, such as bfloat16.
+
+    Raises: InputError if there is none, or no such device; NotFittedError if the project's own was never made;
+        MissingExtraError for one that paints from text where transformers is not installed.
     """
     import diffusers
 
@@ -46,15 +51,21 @@ def open_pipeline(model: str | Path | None, device: str | None = None) -> Any:
     folder = MODEL_FOLDER if model is None else Path(model)
     card = folder / "model_index.json"
     if model is None or (card.is_file() and read_json(card).get("_class_name") == "ClassConditionalPipeline"):
-        return load_demo_model(folder).to(place)
+        return load_demo_model(folder, dtype=getattr(torch, dtype)).to(place)
     if folder.is_dir() and not card.is_file():
         raise InputError(
             f"{folder} holds no diffusers pipeline (no model_index.json); name a pipeline's folder or hub id"
         )
     try:
         with quiet_diffusers():
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(str(model))
-    except OSError as error:
+            # Said here and not later, so that diffusers keeps in float32 what must stay there.
+            wanted = {} if dtype == "float32" else {"dtype": getattr(torch, dtype)}
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(str(model), **wanted)
+    except (ImportError, AttributeError) as error:
+        if find_spec("transformers") is not None:
+            raise
+        raise MissingExtraError(f"{model} needs transformers; install it with: pip install transformers") from error
+    except (OSError, ValueError) as error:
         if not folder.exists():
             raise InputError(
                 f"{model} is no folder here and could not be fetched from the hub; check the name and the network, or give "

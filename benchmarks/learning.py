@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,11 @@ def measure(known: Tensor, labels: np.ndarray, unseen: Tensor, folder: Path, fig
     ratios = quartile_levels(manifold)
     alphas, sigmas = zip(*map(level_of, ratios), strict=True)
     kept = ((step, asked(opened(path))) for step, path in places.items())
-    # The same steps of another run, over mirrored images as well.
-    ships = read_history(MODEL_FOLDER).denoiser["images"] // denoiser.SETTINGS.batch_size
+    # Of another run, over mirrored images as well, in steps of as many latents as here.
+    seen = read_history(MODEL_FOLDER).denoiser["images"] // denoiser.SETTINGS.batch_size
+    ships = seen if seen > max(places) else None
     found = measure_learning(
-        [*kept, (ships, asked(pipeline.unet))],
+        chain(kept, [] if ships is None else [(ships, asked(pipeline.unet))]),
         analytic,
         unseen,
         alphas,
@@ -116,7 +118,7 @@ def measure(known: Tensor, labels: np.ndarray, unseen: Tensor, folder: Path, fig
         plot_learning(found, figure, "the demo model, trained anew")
 
 
-def told(found: Learning, level: int, ratio: float, ships: int) -> list[dict[str, Any]]:
+def told(found: Learning, level: int, ratio: float, ships: int | None) -> list[dict[str, Any]]:
     """Print the table of one level; returns its rows."""
     assert found.null_distance is not None
     assert found.null_error is not None

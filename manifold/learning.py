@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .errors import InputError
+from .errors import InputError, NonFiniteError
 from .states import Levels
 
 __all__ = ["Learning", "measure_learning"]
@@ -54,7 +54,7 @@ class Learning:
 
     def ahead_from(self, name: str, level: int) -> int | None:
         """The place in `stages` from which on the network's mean error is below a denoiser's; None without one."""
-        behind = self.error[:, level].mean(1) >= self.analytic_error[level, self.names.index(name)].mean()
+        behind = ~(self.error[:, level].mean(1) < self.analytic_error[level, self.names.index(name)].mean())
         first = int(behind.nonzero().max()) + 1 if bool(behind.any()) else 0
         return first if first < len(self.stages) else None
 
@@ -86,7 +86,7 @@ def measure_learning(
     Returns: Learning.
 
     Raises: InputError without a network or an analytic denoiser, with fewer than two latents, latents all alike, lists of
-        levels that differ in length, or steps that do not rise.
+        levels that differ in length, or steps that do not rise; NonFiniteError for a prediction that is not finite.
 
     Cost: (S + A + 1) L evaluations of n states.
     """
@@ -107,8 +107,12 @@ def measure_learning(
 
     def answers(denoiser: Denoiser) -> Tensor:
         """(L, n, d) float64."""
-        shown = zip(states, levels, strict=True)
-        return torch.stack([denoiser.denoise(x_t, alpha, sigma).double().flatten(1) for x_t, (alpha, sigma) in shown])
+        found = []
+        for x_t, (alpha, sigma) in zip(states, levels, strict=True):
+            found.append(denoiser.denoise(x_t, alpha, sigma).double().flatten(1))
+            if not bool(found[-1].isfinite().all()):
+                raise NonFiniteError(f"a prediction at alpha {alpha:.3g}, sigma {sigma:.3g} is NaN or infinite")
+        return torch.stack(found)
 
     def away(one: Tensor, other: Tensor) -> Tensor:
         return (one - other).square().sum(-1) / variance

@@ -5,6 +5,7 @@ import io
 import math
 import re
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import diffusers
@@ -24,7 +25,7 @@ from tiny_pipelines import SD, ExactGaussian, quiet, tiny_ddim, tiny_ddpm, tiny_
 from index.build import build_index
 from index.encode import encode_images
 from index.fit import fit_workspace
-from manifold.errors import FormatError, InputError, MismatchError, NotFittedError
+from manifold.errors import FormatError, InputError, MismatchError, MissingExtraError, NotFittedError
 from manifold.learning import Learning
 from manifold.rows import ArrayRows, RowSubset
 from manifold.schedule import NoiseSchedule
@@ -407,6 +408,32 @@ def test_the_rest_of_a_path_is_the_samplers_own(made):
     if model.pipeline.scheduler.config.clip_sample:
         again = again.clamp(-1, 1)
     torch.testing.assert_close(again, run.x0_hat[2], rtol=1e-2, atol=1e-2)
+
+
+def test_models_that_cannot_be_opened_say_so(workspace, tmp_path):
+    with pytest.raises(InputError, match="is no folder here"):
+        write_report(workspace, tmp_path / "runs" / "painter")
+    if find_spec("transformers") is None:
+        (tmp_path / "sd").mkdir()
+        (tmp_path / "sd" / "model_index.json").write_text(
+            '{"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.0"}'
+        )
+        with pytest.raises(MissingExtraError, match="needs transformers; install it with: pip install transformers"):
+            write_report(workspace, tmp_path / "sd")
+
+
+def test_a_model_computes_in_the_type_asked_for(tmp_path):
+    tiny_demo(ddim(**SD)).save_pretrained(tmp_path / "model")
+    wide, narrow = (open_flow_model(tmp_path / "model", 6, device="cpu", dtype=one) for one in ("float32", "bfloat16"))
+    runs = [model.sample([0, 1]) for model in (wide, narrow)]
+    assert (runs[0].x_t.dtype, runs[1].x_t.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(runs[1].x_t.float(), runs[0].x_t, rtol=0.1, atol=0.1)
+    level = float(runs[0].alphas[2]), float(runs[0].sigmas[2])
+    found = narrow.denoiser().denoise(runs[0].x_t[2], *level)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wide.denoiser().denoise(runs[0].x_t[2], *level), rtol=0.1, atol=0.1)
+    tiny_ddim().save_pretrained(tmp_path / "other")
+    assert open_flow_model(tmp_path / "other", 6, device="cpu", dtype="bfloat16").network.dtype == torch.bfloat16
 
 
 @needs_cuda

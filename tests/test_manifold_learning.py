@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from manifold.errors import InputError
+from manifold.errors import InputError, NonFiniteError
 from manifold.gaussian import GaussianManifold
 from manifold.learning import measure_learning
 
@@ -110,6 +110,12 @@ def test_the_unit_does_not_depend_on_the_scale(data):
     )  # fmt: skip
     torch.testing.assert_close(one.distance, thousand.distance, rtol=1e-4, atol=0)
     torch.testing.assert_close(one.analytic_error, thousand.analytic_error, rtol=1e-2, atol=1e-12)
+
+
+def test_a_network_that_overflows_is_said(data):
+    x0, gaussian = data
+    with pytest.raises(NonFiniteError, match=r"alpha 0\.8, sigma 0\.6 is NaN or infinite"):
+        measured(data, [(1, gaussian), (2, Truth(x0, float("nan")))])
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,16 @@ import inspect
 
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from images import encoded, picture
+from manifold_apps import report_model
 from manifold_apps.report import write_report
 from manifold_apps.report_model import open_flow_model
 from manifold_apps.run import run_images
 from tiny_pipelines import tiny_ddim
 from tiny_text_pipelines import FAMILIES, build
 
-from manifold.errors import InputError
+from manifold.errors import InputError, MismatchError
 from manifold.gaussian import GaussianManifold
 from manifold.teleport import teleport
 from manifold.trajectory import record
@@ -222,6 +224,82 @@ def test_a_report_of_a_pipeline_that_paints_from_text(family, tmp_path):
     assert made.findings.recording.x_t.shape == (7, 4, 4, 8, 8)
     assert len(made.findings.perturbations) > 0
     text = path.read_text()
-    assert f"prompt embeddings, {'no guidance' if family == 'sd' else 'the guidance that the network is told'}" in text
+    assert (
+        f"prompt embeddings, {'no guidance' if family == 'sd' else 'guidance 3.5, which the network is told'}" in text
+    )
     with pytest.raises(InputError, match="which paints without a prompt"):
         open_flow_model(tiny_ddim(), 6, prompt="a cat")
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "words"),
+    [
+        ("sd", {"guidance_scale": 7.5}, "asks without guidance"),
+        ("sd", {"guidanse_scale": 1.0}, "a StableDiffusionPipeline takes no guidanse_scale"),
+    ],
+)
+def test_what_a_report_cannot_ask_for_is_refused(family, change, words):
+    pipeline, call = build(family)
+    call = for_one_image(call)
+    with pytest.raises(InputError, match=words):
+        open_flow_model(pipeline, 6, call={**call, **change})
+    with pytest.raises(InputError, match="either a prompt or prompt_embeds"):
+        open_flow_model(pipeline, 6, call=call, prompt="a cat")
+
+
+def test_a_flow_sampler_that_draws_noise_has_no_replacement():
+    pipeline, call = build("sd3")
+    pipeline.scheduler = type(pipeline.scheduler)(shift=3.0, stochastic_sampling=True)
+    with pytest.raises(InputError, match="draws noise at every step; give the pipeline a deterministic sampler"):
+        open_flow_model(pipeline, 6, call=for_one_image(call))
+
+
+def test_without_a_prompt_each_family_is_asked_for_its_own_nothing(monkeypatch):
+    """SDXL sets zeros against a prompt, Sana puts nothing before it; the others embed an empty text."""
+    asked = {}
+    for family in ("sd", "sdxl", "sana"):
+        pipeline, call = build(family)
+        one = for_one_image(call)
+        monkeypatch.setattr(report_model, "first_call", lambda pipeline, network, call: asked.update(call))
+        asked.clear()
+        if family == "sdxl":
+            embeddings = one["prompt_embeds"], one["pooled_prompt_embeds"]
+            monkeypatch.setattr(
+                pipeline, "encode_prompt",
+                lambda prompt, do_classifier_free_guidance, embeddings=embeddings: (
+                    embeddings[0], 0 * embeddings[0], embeddings[1], 0 * embeddings[1],
+                ),
+            )  # fmt: skip
+        model = open_flow_model(pipeline, 6)
+        assert asked["guidance_scale"] == 1.0
+        assert 'prompt "", no guidance' in model.condition
+        if family == "sdxl":
+            assert "prompt" not in asked
+            assert not asked["prompt_embeds"].any()
+            assert not asked["pooled_prompt_embeds"].any()
+        else:
+            assert asked["prompt"] == ""
+        assert ("complex_human_instruction" in asked) == (family == "sana")
+
+
+def test_a_replaced_sampler_clips_only_where_the_first_did():
+    pipeline, call = build("sd")
+    pipeline.scheduler = EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear")
+    model = open_flow_model(pipeline, 6, call=for_one_image(call))
+    assert model.replaced_scheduler == "EulerAncestralDiscreteScheduler"
+    assert not model.pipeline.scheduler.config.clip_sample
+
+
+def test_latents_of_another_scale_are_another_autoencoder(tmp_path):
+    pipeline, call = build("sd")
+    call = {name: value for name, value in for_one_image(call).items() if name not in ("height", "width")}
+    other = pipeline.vae.config.scaling_factor
+    pipeline.vae.register_to_config(scaling_factor=2 * other)
+    pipeline.vae.save_pretrained(tmp_path / "vae")
+    pipeline.vae.register_to_config(scaling_factor=other)
+    (tmp_path / "images").mkdir()
+    for number in range(30):
+        (tmp_path / "images" / f"{number}.png").write_bytes(encoded(picture(16, 16, number), "PNG"))
+    root = run_images(tmp_path / "images", tmp_path / "ws", encoder=str(tmp_path / "vae"), size=16, workers=0).root
+    with pytest.raises(MismatchError, match="scaled otherwise"):
+        write_report(root, pipeline, tmp_path / "a.html", seeds=4, steps=6, call=call)
