@@ -68,27 +68,31 @@ def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = F
     if found.null_distance is not None and found.null_error is not None:
         place = found.names.index("Gaussian")
         lost = 100 * float(found.null_distance[level, place].mean())
-        left.axhline(lost, color=GREY, linestyle="-.", linewidth=1.2, label="null: shuffled weights, from Gaussian")
+        left.axhline(lost, color=GREY, linestyle="-.", linewidth=1.2, label="null: shuffled")
         right.axhline(
             100 * float(found.null_error[level].mean()),
             color=GREY,
             linestyle="-.",
             linewidth=1.2,
-            label="null: shuffled weights",
+            label="null: shuffled",
         )
     left.set_ylabel("distance² from each (% of variance)")
     left.set_yscale("log")
     plain_log(left.yaxis)
+    bottom, top = left.get_ylim()
+    left.set_ylim(top=top * (top / bottom) ** 0.3)  # room above the lines for their names
     right.set_ylabel("error² to the clean latent (% of variance)")
-    right.set_ylim(bottom=0.9 * min(float(error.mean.min()), 100 * float(found.analytic_error[level].mean(1).min())))
+    lowest = 0.9 * min(float(error.mean.min()), 100 * float(found.analytic_error[level].mean(1).min()))
+    right.set_ylim(lowest, right.get_ylim()[1] + 0.3 * (right.get_ylim()[1] - lowest))
     for axis in (left, right):
         _step_axis(axis, steps)
-        legend(axis, "best")
+        legend(axis, "upper right", columns=2)
     noise = noise_name(float(found.alphas[level]), float(found.sigmas[level]))
     facts = f"{found.error.shape[2]:,} states at σ / α = {noise}, {len(steps)} networks kept during training"
     caption = (
         "How to read it: a network that learns the Gaussian's structure first comes near to it early (left) and leaves it "
-        "for what more is to be known, when its error falls below the Gaussian's (right)."
+        "for what more is to be known, when its error falls below the Gaussian's (right). Shuffled: the last network with "
+        "its weights in random order, on the left its distance from the Gaussian."
     )
     return finish(pyplot, figure, path, Words(heading("What the network learned first", name), facts, caption), bare)
 

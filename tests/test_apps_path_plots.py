@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_workspace
-from manifold_apps import figures, path_plots, prediction_plots
+from manifold_apps import figures, learning_plot, path_plots, prediction_plots
 from PIL import Image
 
 from index.anticipation import measure_anticipation
@@ -19,6 +19,7 @@ from manifold.covariance import FullCovariance
 from manifold.emergence import measure_emergence
 from manifold.errors import InputError
 from manifold.gaussian import GaussianManifold
+from manifold.learning import measure_learning
 from manifold.path_pca import measure_path_pca
 from manifold.path_rotation import measure_path_rotation
 from manifold.perturbation import measure_perturbation
@@ -163,6 +164,25 @@ def test_the_names_of_the_curves_cover_none_of_them(gaussian, searcher, recordin
     anticipation = measure_anticipation(searcher, *recording, steps=range(0, 24, 4))
     prediction_plots.plot_anticipation(anticipation, tmp_path / "c.png", bare=bare)
     assert covered(drawn[2].axes[1]) == []
+    stages = [(step, Nearing(gaussian, share)) for step, share in ((0, 0.1), (25, 0.6), (100, 0.99), (1600, 1.1))]
+    learning = measure_learning(
+        stages, {"Gaussian": gaussian, "mixture": stages[1][1], "null: isotropic": stages[0][1]}, gaussian.sample(30),
+        [1.0], [1.0], null=stages[0][1],
+    )  # fmt: skip
+    learning_plot.plot_learning(learning, tmp_path / "d.png", bare=bare)
+    assert covered(drawn[3].axes[0]) == []
+    assert covered(drawn[3].axes[1]) == []
+    np.testing.assert_allclose(line(drawn[3].axes[1], "network"), 100 * learning.error[:, 0].mean(1))
+
+
+class Nearing:
+    """A share of what the Gaussian answers."""
+
+    def __init__(self, gaussian, share):
+        self.gaussian, self.share = gaussian, share
+
+    def denoise(self, x_t, alpha, sigma):
+        return self.share * self.gaussian.denoise(x_t, alpha, sigma)
 
 
 def test_perturbation(gaussian, drawn, tmp_path):
