@@ -19,7 +19,7 @@ from manifold.files import atomic_path
 __all__ = [
     "AMBER", "BLUE", "COLOURS", "FAINT", "GREEN", "GREY", "INK", "NOISE", "PURPLE", "RED", "Words", "band", "cycled",
     "draw_to_files", "falling", "finish", "heading", "legend", "noise_axis", "noise_name", "one_panel", "plain_log",
-    "save_figure", "two_panels",
+    "room_above", "save_figure", "two_panels",
 ]  # fmt: skip
 
 INK, FAINT, BLUE, AMBER = "#1c1e22", "#6e727a", "#2456a6", "#c4731b"
@@ -87,6 +87,12 @@ def legend(axis: Any, place: str = "best", columns: int = 1) -> None:
         frameon=True, framealpha=0.88, facecolor="white", edgecolor="none", fontsize=9, loc=place, ncols=columns,
         columnspacing=1.2,
     )  # fmt: skip
+
+
+def room_above(axis: Any, share: float) -> None:
+    """Raise the upper end of an axis by a share of its length, for the names of the curves."""
+    bottom, top = axis.get_ylim()
+    axis.set_ylim(top=top * (top / bottom) ** share if axis.get_yscale() == "log" else top + share * (top - bottom))
 
 
 def finish(pyplot: Any, figure: Any, path: Path, words: Words, bare: bool = False) -> Words:

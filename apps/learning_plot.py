@@ -23,6 +23,7 @@ from .figures import (
     legend,
     noise_name,
     plain_log,
+    room_above,
     two_panels,
 )
 
@@ -66,25 +67,18 @@ def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = F
         other = 100 * float(found.analytic_error[level, place].mean())
         right.axhline(other, color=colour, linestyle=":" if nothing else "--", linewidth=1.4, label=label)
     if found.null_distance is not None and found.null_error is not None:
-        place = found.names.index("Gaussian")
-        lost = 100 * float(found.null_distance[level, place].mean())
-        left.axhline(lost, color=GREY, linestyle="-.", linewidth=1.2, label="null: shuffled")
-        right.axhline(
-            100 * float(found.null_error[level].mean()),
-            color=GREY,
-            linestyle="-.",
-            linewidth=1.2,
-            label="null: shuffled",
-        )
+        lost = found.null_distance[level, found.names.index("Gaussian")]
+        for axis, values in ((left, lost), (right, found.null_error[level])):
+            height = 100 * float(values.mean())
+            axis.axhline(height, color=GREY, linestyle="-.", linewidth=1.2, label="null: shuffled")
     left.set_ylabel("distance² from each (% of variance)")
     left.set_yscale("log")
     plain_log(left.yaxis)
-    bottom, top = left.get_ylim()
-    left.set_ylim(top=top * (top / bottom) ** 0.3)  # room above the lines for their names
     right.set_ylabel("error² to the clean latent (% of variance)")
     lowest = 0.9 * min(float(error.mean.min()), 100 * float(found.analytic_error[level].mean(1).min()))
-    right.set_ylim(lowest, right.get_ylim()[1] + 0.3 * (right.get_ylim()[1] - lowest))
+    right.set_ylim(bottom=lowest)
     for axis in (left, right):
+        room_above(axis, 0.3)
         _step_axis(axis, steps)
         legend(axis, "upper right", columns=2)
     noise = noise_name(float(found.alphas[level]), float(found.sigmas[level]))

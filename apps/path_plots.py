@@ -32,6 +32,7 @@ from .figures import (
     noise_axis,
     one_panel,
     plain_log,
+    room_above,
     two_panels,
 )  # fmt: skip
 
@@ -185,8 +186,7 @@ def plot_emergence(found: Emergence, path: Path, name: str = "", *, bare: bool =
     )
     left.set_xscale("log")
     left.set_yscale("log")
-    bottom, top = left.get_ylim()
-    left.set_ylim(top=top * (top / bottom) ** 0.25)  # room for the names here too
+    room_above(left, 0.25)
     plain_log(left.xaxis)
     plain_log(left.yaxis)
     left.set_xlabel("variance of the direction (latent units squared)")

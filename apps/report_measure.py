@@ -327,12 +327,11 @@ class _Remembered:
         self._known: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
 
     def denoise(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
-        """The network's x0_hat, 32 states at a time."""
+        """The network's x0_hat."""
         level = float(alpha), float(sigma)
         states, target = self._known.get(level, (None, None))
         if states is None or target is None or not torch.equal(states, x_t):
-            parts = [self._denoiser.denoise(part, alpha, sigma) for part in x_t.split(32)]
-            target = torch.cat(parts)
+            target = self._denoiser.denoise(x_t, alpha, sigma)
             self._known[level] = x_t, target
         return target
 
@@ -379,7 +378,7 @@ def _explained(held: _HeldOut, model: FlowModel, recording: Recording, progress:
     x0, levels = held.x0, _explained_levels(held.gaussian, recording)
     for done, level in enumerate(levels):
         progress("explain", done, len(levels))
-        alpha, sigma = 1 / math.hypot(1, level), level / math.hypot(1, level)
+        alpha, sigma = _on_circle(level)
         rows_found += compare_denoisers(
             held.analytic, x0, [alpha], [sigma], reference=network, generator=_generator(7), null=True
         )
@@ -396,6 +395,12 @@ def _explained_levels(gaussian: GaussianManifold, recording: Recording) -> list[
     return torch.logspace(math.log10(ends[0]), math.log10(ends[1]), _LEVELS, dtype=torch.float64).tolist()
 
 
+def _on_circle(level: float) -> tuple[float, float]:
+    """(alpha, sigma) of a sigma / alpha, variance-preserving."""
+    length = math.hypot(1, level)
+    return 1 / length, level / length
+
+
 def _reached(recording: Recording) -> tuple[float, float]:
     """The least and the most sigma / alpha that the sampler shows to the network, a trace within."""
     noise = _noise(recording)
@@ -409,15 +414,15 @@ def _learning(
     """The networks kept during training at the levels that decide a quarter, a half and three quarters of the variance."""
     low, high = _reached(recording)
     levels = sorted({min(max(level, low), high) for level in quartile_levels(held.gaussian)})
-    lengths = [math.hypot(1, level) for level in levels]
+    alphas, sigmas = zip(*map(_on_circle, levels), strict=True)
     steps = list(checkpoints)
     opened = ((step, model.denoiser(model.kept(path))) for step, path in checkpoints.items())
     found = measure_learning(
         opened,
         held.analytic,
         held.x0,
-        [1 / length for length in lengths],
-        [level / length for level, length in zip(levels, lengths, strict=True)],
+        alphas,
+        sigmas,
         null=model.denoiser(shuffled_network(model.kept(checkpoints[steps[-1]]), seed=0)),
         generator=_generator(8),
         told=lambda step: progress("learn", steps.index(step), len(steps)),

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from index.progress import Progress, silent
-from manifold.demo_model.weights import quiet_diffusers
 from manifold.denoiser import DiffusersDenoiser
-from manifold.errors import FormatError, InputError, MismatchError, NotFittedError
+from manifold.errors import InputError, MismatchError, NotFittedError
 from manifold.nulls import shuffled_network
 from manifold.pipeline_families import without_variance
 from manifold.recording import Recording, record
@@ -33,6 +31,7 @@ from manifold.teleport import first_orders, starts, timesteps_from
 
 from .network_call import NetworkCall, first_call
 from .seeded_runs import open_pipeline, require_steps
+from .training.checkpoints import open_checkpoint
 
 __all__ = ["SUPPORTED", "FlowModel", "open_flow_model"]
 
@@ -121,11 +120,7 @@ class FlowModel:
 
         Raises: MismatchError if it is another network; FormatError if it cannot be read.
         """
-        with quiet_diffusers():
-            try:
-                network = type(self.network).from_pretrained(folder, low_cpu_mem_usage=False)
-            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-                raise FormatError(f"{folder} cannot be opened as a {type(self.network).__name__}: {error}") from error
+        network = open_checkpoint(type(self.network), folder)
         own, other = (
             {name: value.shape for name, value in one.state_dict().items()} for one in (self.network, network)
         )

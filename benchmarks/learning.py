@@ -25,7 +25,7 @@ from local import encoded, level_of, mixture, read
 from manifold_apps.learning_plot import plot_learning
 from manifold_apps.training import denoiser
 from manifold_apps.training.card import read_history
-from manifold_apps.training.checkpoints import find_checkpoints, keep_checkpoint, kept_step
+from manifold_apps.training.checkpoints import find_checkpoints, open_checkpoint
 from manifold_apps.training.latents import Latents
 from manifold_apps.training.loop import Trainer
 from manifold_apps.training.run import quick_attention
@@ -35,7 +35,6 @@ from torch import Tensor
 from index.recall import quartile_levels
 from manifold import DiffusersDenoiser, EmpiricalDenoiser, GaussianManifold
 from manifold.demo_model import MODEL_FOLDER, load_demo_model
-from manifold.demo_model.weights import quiet_diffusers
 from manifold.learning import Learning, measure_learning
 from manifold.nulls import isotropic, shuffled_network
 
@@ -67,13 +66,7 @@ def train(known: Tensor, labels: np.ndarray, folder: Path, steps: int, minutes: 
     losses = denoiser.denoiser_losses(data, torch.from_numpy(labels), classes, denoiser.SETTINGS.batch_size)
     network = quick_attention(denoiser.build_denoiser(classes))
     trainer = Trainer(network, losses, folder / "state", denoiser.SETTINGS, "denoiser")
-
-    def keep(step: int) -> None:
-        if kept_step(step):
-            keep_checkpoint(trainer.average, folder, step)
-
-    trainer.run(steps, minutes=minutes, each_step=keep)
-    keep_checkpoint(trainer.average, folder, trainer.step)
+    trainer.run(steps, minutes=minutes, kept_in=folder)
 
 
 def measure(known: Tensor, labels: np.ndarray, unseen: Tensor, folder: Path, figure: Path | None) -> None:
@@ -81,10 +74,6 @@ def measure(known: Tensor, labels: np.ndarray, unseen: Tensor, folder: Path, fig
     pipeline = load_demo_model()
     no_class = {"class_labels": torch.tensor([pipeline.classes])}
     places = find_checkpoints(folder, "unet")
-
-    def opened(path: Path) -> Any:
-        with quiet_diffusers():
-            return UNet2DModel.from_pretrained(path, low_cpu_mem_usage=False)
 
     def asked(network: Any) -> DiffusersDenoiser:
         return DiffusersDenoiser(network.float().eval(), pipeline.scheduler, conditions=no_class)
@@ -97,7 +86,7 @@ def measure(known: Tensor, labels: np.ndarray, unseen: Tensor, folder: Path, fig
     }
     ratios = quartile_levels(manifold)
     alphas, sigmas = zip(*map(level_of, ratios), strict=True)
-    kept = ((step, asked(opened(path))) for step, path in places.items())
+    kept = ((step, asked(open_checkpoint(UNet2DModel, path))) for step, path in places.items())
     # Of another run, over mirrored images as well, in steps of as many latents as here.
     seen = read_history(MODEL_FOLDER).denoiser["images"] // denoiser.SETTINGS.batch_size
     ships = seen if seen > max(places) else None
@@ -107,7 +96,7 @@ def measure(known: Tensor, labels: np.ndarray, unseen: Tensor, folder: Path, fig
         unseen,
         alphas,
         sigmas,
-        null=asked(shuffled_network(opened(places[max(places)]), seed=0)),
+        null=asked(shuffled_network(open_checkpoint(UNet2DModel, places[max(places)]), seed=0)),
         generator=torch.Generator().manual_seed(0),
     )
     figures = []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser
 from .errors import InputError
-from .states import Levels
+from .states import Levels, paired_levels
 
 __all__ = ["Comparison", "compare_denoisers"]
 
@@ -73,15 +73,16 @@ def compare_denoisers(
     """
     if len(x0) < 2:
         raise InputError(f"a comparison needs at least 2 latents, {len(x0)} came")
-    if len(alphas) != len(sigmas):
-        raise InputError(f"alphas and sigmas must have one length, they have {len(alphas)} and {len(sigmas)}")
-    if not all(float(sigma) > 0 for sigma in sigmas):
-        raise InputError(f"scores are compared, which need sigma > 0; the levels have sigma {[*map(float, sigmas)]}")
+    levels = paired_levels(alphas, sigmas)
+    if not all(sigma > 0 for _, sigma in levels):
+        raise InputError(
+            f"scores are compared, which need sigma > 0; the levels have sigma {[one for _, one in levels]}"
+        )
     if repeats < 1:
         raise InputError(f"a denoiser must be called at least once, repeats is {repeats}")
     noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
     rows = []
-    for alpha, sigma in zip(map(float, alphas), map(float, sigmas), strict=True):
+    for alpha, sigma in levels:
         x_t = alpha * x0 + sigma * noise
         target = x0 if reference is None else reference.denoise(x_t, alpha, sigma)
         for name, denoiser in denoisers.items():

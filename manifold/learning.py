@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser
 from .errors import InputError, NonFiniteError
-from .states import Levels
+from .states import Levels, paired_levels
 
 __all__ = ["Learning", "measure_learning"]
 
@@ -94,10 +94,7 @@ def measure_learning(
         raise InputError(
             f"a comparison needs at least 2 latents and 1 analytic denoiser, {len(x0)} and {len(analytic)} came"
         )
-    alpha_list, sigma_list = [float(one) for one in alphas], [float(one) for one in sigmas]
-    if len(alpha_list) != len(sigma_list):
-        raise InputError(f"alphas and sigmas must have one length, they have {len(alpha_list)} and {len(sigma_list)}")
-    levels = list(zip(alpha_list, sigma_list, strict=True))
+    levels = paired_levels(alphas, sigmas)
     clean = x0.double().flatten(1)
     variance = float((clean - clean.mean(0)).square().sum(1).mean())
     if not variance > 0:
@@ -137,8 +134,8 @@ def measure_learning(
     return Learning(
         stages=tuple(stages),
         names=tuple(known),
-        alphas=torch.tensor(alpha_list, dtype=torch.float64),
-        sigmas=torch.tensor(sigma_list, dtype=torch.float64),
+        alphas=torch.tensor([alpha for alpha, _ in levels], dtype=torch.float64),
+        sigmas=torch.tensor([sigma for _, sigma in levels], dtype=torch.float64),
         distance=torch.stack(distances),
         error=torch.stack(errors),
         analytic_distance=torch.stack([from_all(one) for one in known.values()], 1),

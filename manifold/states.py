@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import InputError, ShapeError
 
-__all__ = ["Level", "Levels", "flat_states", "level_pair", "like", "safe_ratio", "safe_root"]
+__all__ = ["Level", "Levels", "flat_states", "level_pair", "like", "paired_levels", "safe_ratio", "safe_root"]
 
 Level = float | Tensor
 """alpha or sigma: a number, a tensor of shape (), or one value per row, (n,)."""
@@ -58,6 +58,13 @@ def level_pair(alpha: Level, sigma: Level, rows: int, reference: Tensor) -> tupl
     if bool(((pair[0] == 0) & (pair[1] == 0)).any()):
         raise InputError("alpha and sigma must not both be 0")
     return pair[0], pair[1]
+
+
+def paired_levels(alphas: Levels, sigmas: Levels) -> list[tuple[float, float]]:
+    """Two lists of levels as pairs of numbers. Raises: InputError if they differ in length."""
+    if len(alphas) != len(sigmas):
+        raise InputError(f"alphas and sigmas must have one length, they have {len(alphas)} and {len(sigmas)}")
+    return list(zip(map(float, alphas), map(float, sigmas), strict=True))
 
 
 def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

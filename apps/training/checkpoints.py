@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
-from manifold.errors import InputError
+from manifold.demo_model.weights import quiet_diffusers
+from manifold.errors import FormatError, InputError
 from manifold.files import storage_errors
 
-__all__ = ["find_checkpoints", "keep_checkpoint", "kept_step", "spread_out"]
+__all__ = ["find_checkpoints", "keep_checkpoint", "kept_step", "open_checkpoint", "spread_out"]
 
 _FIRST_KEPT = 25
 
@@ -30,6 +32,15 @@ def keep_checkpoint(network: Any, folder: Path, step: int) -> None:
     """
     with storage_errors(folder):
         copy.deepcopy(network).half().save_pretrained(folder / f"checkpoint-{step}" / "unet")
+
+
+def open_checkpoint(kind: Any, path: Path) -> Any:
+    """A kept network of a class of diffusers, on the CPU. Raises: FormatError if it cannot be read as one."""
+    with quiet_diffusers():
+        try:
+            return kind.from_pretrained(path, low_cpu_mem_usage=False)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise FormatError(f"{path} cannot be opened as a {kind.__name__}: {error}") from error
 
 
 def find_checkpoints(folder: str | Path, name: str) -> dict[int, Path]:

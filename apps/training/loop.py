@@ -25,6 +25,8 @@ from index.progress import Progress, silent
 from manifold.errors import MismatchError, NonFiniteError
 from manifold.files import load_tensors, save_tensors, storage_errors
 
+from .checkpoints import keep_checkpoint, kept_step
+
 __all__ = ["Losses", "Settings", "Trainer"]
 
 Losses = dict[str, Tensor]
@@ -95,20 +97,20 @@ class Trainer:
         minutes: float | None = None,
         save_every_s: float = 120.0,
         progress: Progress = silent,
-        each_step: Callable[[int], None] = lambda step: None,
+        kept_in: Path | None = None,
     ) -> None:
         """Train until step `steps`, or for so many minutes, whichever comes first; saved at the end and now and then.
 
-        `each_step` is called at the start and after every step with the number of steps made.
+        With `kept_in` the average, a network of diffusers, is kept in that folder on the way; see `checkpoints`.
 
-        Raises: NonFiniteError if the loss is not finite; the last saved state is untouched.
+        Raises: NonFiniteError if the loss is not finite; the last saved state is untouched. StorageError.
         """
         began = saved = time.monotonic()
         sums: dict[str, float] = {}
         counted = 0
         device = next(self.network.parameters()).device
         self.network.train()
-        each_step(self.step)
+        self._keep(kept_in, kept_step(self.step))
         while self.step < steps and (minutes is None or time.monotonic() - began < 60 * minutes):
             generator = torch.Generator().manual_seed(self.settings.seed * 2**32 + self.step)
             with torch.autocast(device.type, torch.bfloat16):
@@ -128,7 +130,7 @@ class Trainer:
             for key, value in found.items():
                 sums[key] = sums.get(key, 0.0) + float(value.detach())
             counted += 1
-            each_step(self.step)
+            self._keep(kept_in, kept_step(self.step))
             if self.step % 100 == 0:
                 self._log({key: value / counted for key, value in sums.items()})
                 sums, counted = {}, 0
@@ -139,7 +141,12 @@ class Trainer:
         if counted:
             self._log({key: value / counted for key, value in sums.items()})
         progress(self.name, self.step, max(steps, self.step))
+        self._keep(kept_in, not kept_step(self.step))
         self.save()
+
+    def _keep(self, folder: Path | None, now: bool) -> None:
+        if folder is not None and now:
+            keep_checkpoint(self.average, folder, self.step)
 
     def save(self) -> None:
         """Write everything needed to continue."""

@@ -19,7 +19,6 @@ from manifold.files import read_json, save_tensors, write_json
 
 from . import autoencoder, decoder, denoiser
 from .card import History, last_losses, read_history, write_card
-from .checkpoints import keep_checkpoint, kept_step
 from .images import TrainingImages, load_training_images
 from .latents import Latents, encode_latents
 from .loop import Settings, Trainer
@@ -194,14 +193,7 @@ def _train_denoiser(
     network = quick_attention(network).requires_grad_(True).to(device)
     losses = denoiser.denoiser_losses(latents, images.labels.repeat(2), images.classes, settings.batch_size)
     trainer = Trainer(network, losses, folder, settings, "denoiser", steps_before=steps_before)
-
-    def keep(step: int) -> None:
-        if kept_in is not None and kept_step(step):
-            keep_checkpoint(trainer.average, kept_in, step)
-
-    trainer.run(steps, minutes=minutes, progress=progress, each_step=keep)
-    if kept_in is not None:
-        keep_checkpoint(trainer.average, kept_in, trainer.step)
+    trainer.run(steps, minutes=minutes, progress=progress, kept_in=kept_in)
     return trainer.average.eval()
 
 
