@@ -60,7 +60,7 @@ def train_demo(
     denoiser_steps: Annotated[int, typer.Option(help="Steps of --batch-size images for the denoiser.")] = 60_000,
     minutes: Annotated[float | None, typer.Option(help="Stop the denoiser after so many minutes.")] = None,
     batch_size: Annotated[
-        int, typer.Option(help="Latents in a step of the denoiser; a GPU has little to do with so few.")
+        int, typer.Option(help="Latents in a step of the denoiser; more of them make better use of a GPU.")
     ] = 128,
     start: Annotated[
         Path | None,

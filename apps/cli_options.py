@@ -110,6 +110,6 @@ ShardOption = Annotated[
 ]
 RankOption = Annotated[
     int | None,
-    typer.Option(help="Eigenpairs to keep. [default: as many as vary, above d = 4,096 1,024 of them]"),
+    typer.Option(help="Eigenpairs to keep. [default: all that vary, at most 1,024 above d = 4,096]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

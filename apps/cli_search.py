@@ -134,7 +134,7 @@ def duplicates(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Distance between latents up to which two images are joined. [default: 0.1 of the root mean square one]"
+            help="Distance between latents up to which two images are joined. [default: 0.1 of the root mean square distance]"
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -176,7 +176,7 @@ def duplicates(
 def serve(
     workspace: WorkspaceArgument,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; others than this machine's are warned of.")
+        str, typer.Option(help="Address to listen at; a warning is printed for any but this machine's own.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8765,
     images: Annotated[

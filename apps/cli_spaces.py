@@ -145,7 +145,7 @@ def clip_search(
 def clip_compare(
     workspace: WorkspaceArgument,
     k: Annotated[
-        list[int] | None, typer.Option("-k", help="Length of neighbour lists; repeat. [default: 1 10 100]")
+        list[int] | None, typer.Option("-k", help="Length of neighbour lists; repeat for several. [default: 1 10 100]")
     ] = None,
     directions: Annotated[int, typer.Option(help="Leading directions of CLIP to predict from the latents.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the held-out rows and of the nulls.")] = 0,

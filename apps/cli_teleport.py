@@ -28,20 +28,28 @@ def bench_teleport(
     model: Annotated[
         str | None, typer.Option(help="Pipeline's folder or hub id. [default: the model that ships with the project]")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Images a run, and as many others to compare with.")] = 200,
+    seeds: Annotated[int, typer.Option(help="Images per run, and the same number of others to compare with.")] = 200,
     sampler: Annotated[str, typer.Option(metavar="LIST", help="Of ddim, dpm, unipc.")] = "ddim,dpm,unipc",
     evaluations: Annotated[
-        str, typer.Option(metavar="LIST", help="Network evaluations, for the comparison at equally many.")
+        str, typer.Option(metavar="LIST", help="Network evaluations, for the comparison at equal numbers of them.")
     ] = "5,8,10,15,25",
     start: Annotated[
-        str, typer.Option(metavar="LIST", help="Noise levels its teleported runs start at, in sqrt(lambda_1).")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Noise levels at which its teleported runs start, in units of sqrt(lambda_1).",
+        ),
     ] = "4,2,1,0.5",
-    steps: Annotated[str, typer.Option(metavar="LIST", help="Steps of the runs that are cut shorter.")] = "25",
+    steps: Annotated[
+        str, typer.Option(metavar="LIST", help="Steps of the full runs, for the comparison by share left out.")
+    ] = "25",
     skip: Annotated[
         str, typer.Option(metavar="LIST", help="Shares of those steps left out.")
     ] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7",
     reference_steps: Annotated[int, typer.Option(help="Steps of DDIM for the reference.")] = 200,
-    guidance_scale: Annotated[float | None, typer.Option(help="Of the model. [default: the pipeline's own]")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Guidance of the model. [default: the pipeline's own]")
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="For models that paint from text; repeat for several.")
     ] = None,
@@ -56,7 +64,7 @@ def bench_teleport(
     encoder: Annotated[
         str | None, typer.Option(help="Where the workspace's encoder lies now, if it moved; --clip needs it.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a call.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Images per call.")] = 50,
     device: DeviceOption = None,
     figure: Annotated[Path | None, typer.Option(metavar="PNG", callback=named(".png"), help="Draw the curves.")] = None,
     as_json: JsonOption = False,

@@ -3,7 +3,7 @@
 measure    the gallery's latents: mean, covariance, spectrum
 predict    where fresh generations are heading, by the closed form and by the network
 retrieve   from their early states, the pictures of the gallery that their ends will be near to
-use        start the sampler where the closed form says it would have come to
+use        start the sampler late, from the state that the closed form says it would reach
 """
 
 from __future__ import annotations

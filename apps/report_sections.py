@@ -310,7 +310,7 @@ def about_anticipation(found: Anticipation) -> tuple[str, Table]:
     middle = {name: float(found.means[name].mean[len(noise) // 2]) for name in names}
     claim = (
         f"Halfway through the sampler, the closed form alone returns {middle['endpoint']:.0%} of the sample's final "
-        f"{found.k} neighbours, mended by the network's prediction {middle['target']:.0%}, that prediction by itself "
+        f"{found.k} neighbours, corrected by the network's prediction {middle['target']:.0%}, that prediction by itself "
         f"{middle['network']:.0%}, the raw state {middle['raw']:.0%}; chance is {found.chance:.1%}. Alone it knows half of "
         "them "
         f"{'at no step' if closed is None else f'from step {closed} on'}."

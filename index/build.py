@@ -68,11 +68,11 @@ def build_index(
 
     Arguments
         workspace: its folder, encoded and fitted.
-        rank: eigen-coordinates to keep, 1 to the manifold's k; what answers soonest, 16 to 256, unless given.
-        kind: of index, see `index.costs.Kind`; the quickest that fits unless given.
+        rank: eigen-coordinates to keep, 1 to the manifold's k; unless given, from 16 to 256, the number that answers soonest.
+        kind: kind of index, see `index.costs.Kind`; the quickest that fits unless given.
         memory: bytes it may take, or a text such as "4G"; 1 GiB unless given.
         recall: share of the true 10 nearest wanted; 0.99 unless given.
-        plan: from `plan_workspace`, instead of the four before.
+        plan: from `plan_workspace`, instead of `rank`, `kind`, `memory` and `recall`.
         measure: whether to measure what the index finds; `measure_index` does it later.
         progress: told of ("index", rows done, rows in all); then, if measured, of ("truth", rows done, rows in all) and
             ("recall", noise levels done, noise levels in all).

@@ -58,11 +58,12 @@ def fit_workspace(
         model: `full` (all eigenpairs), `lowrank` (the leading ones and an isotropic tail), `stationary` (translation
             invariant, for few images), or `auto`, which compares them and their shrinkages on rows left out and says why
             in the manifold's metadata. Unless given `full` up to d = 4,096, and `lowrank` above or with few images.
-        rank: eigenpairs of `lowrank`, 1 to d, of which few images have n - 1; see `manifold.covariance.default_rank` unless
-            given, but for 1,024 of the model `lowrank`. Asking for a rank asks for `lowrank`.
+        rank: eigenpairs to keep, 1 to d; n images have no more than n - 1. Unless given, 1,024 if `model` is `lowrank`, else
+            as `manifold.covariance.default_rank` says. Giving a rank means `lowrank`.
         precision: `fast` (float32 products, float64 sums) or `exact` (float64); see `manifold.Moments`.
-        class_covariances: where images have labels, whether each class gets a covariance of its own; where they take
-            256 MiB at most, unless said. Counts and means of classes are kept in any case: see `load_class_statistics`.
+        class_covariances: where images have labels, whether each class gets a covariance of its own; unless given,
+            where all of them take at most 256 MiB. Counts and means of classes are kept in any case: see
+            `load_class_statistics`.
         progress: told of ("fit", rows done, rows in all).
 
     Returns: the fitted manifold, as saved in WS/stats.
@@ -74,8 +75,8 @@ def fit_workspace(
 
     Cost: n d^2 multiply-adds for the moments, as many again for covariances of classes, O(d^3) for the eigendecomposition;
     about 20 d^2 bytes of memory, 8 d^2 more a class. Above d = 1,024 a low-rank model of at most d / 2 images takes n^2 d and
-    no d x d matrix. Above d = 16,384 a low-rank model takes ten passes and no d x d matrix,
-    and no moments are kept; `stationary` takes O(n d log d) and no such matrix either; `auto` takes a few fits.
+    no d x d matrix. Above d = 16,384 a low-rank model takes ten passes and no d x d matrix, and no moments are kept;
+    `stationary` takes O(n d log d) and no such matrix either; `auto` takes a few fits.
     """
     root = Path(workspace)
     if rank is not None and model not in (None, "lowrank"):

@@ -54,7 +54,8 @@ def remove_images(workspace: str | Path, keys: str | Sequence[str] = (), *, prog
 
     Arguments
         workspace: its folder, completely encoded.
-        keys: of rows or rejects, one or several; all rows of a key that several have. None: finish a removal that was killed.
+        keys: of rows or rejects, one or several; all rows of a key that several have. Without any, a removal that was killed
+            is finished.
         progress: told of ("remove", shards done, shards in all), then of "fit" and "index".
 
     Returns: the workspace, opened again, and what was done. Rows are numbered anew without gaps.

@@ -8,7 +8,7 @@ images near the mean win every time. So the question is named, and each has its 
   full variance of the data: per mode x0_hat / sqrt(g) about the mean, g = alpha^2 lambda / (alpha^2 lambda + sigma^2).
 - **target**: what is it heading to now, given all that is known now? The network that paints predicts an x0_hat of its own
   from the same state, knowing its prompt or class. That prediction is shrunk like any other, so it is not searched with, but
-  mends the closed form's end by its departure from the closed form's prediction, the departure of a mode weighted with
+  corrects the closed form's end by its departure from the closed form's prediction, the departure of a mode weighted with
   1 / (1 + sqrt(g)); see `GaussianManifold.endpoint`. Without a network's prediction the closed form's own is taken, which
   does not depart from itself, and the answer is that of `endpoint`.
 

@@ -70,8 +70,8 @@ def stream_statistics(
         workspace: completely encoded.
         moments: whether those of all rows are wanted.
         precision: of products; see `manifold.Moments`.
-        class_covariances: whether each class gets moments of its own, where images have labels; where they take no more
-            than 256 MiB, unless said. Counts and means of classes are kept in any case.
+        class_covariances: whether each class gets moments of its own, where images have labels; unless given, where all
+            of them take no more than 256 MiB. Counts and means of classes are kept in any case.
         progress: told of ("fit", rows done, rows in all).
 
     Returns: the moments of all rows, if wanted.

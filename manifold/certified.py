@@ -43,8 +43,9 @@ class CertifiedEmpiricalDenoiser:
 
     Arguments
         collection: (N, d) array or tensor, or a store with `batches(rows)` and, unless `fetch` is given, `read(ids)`.
-        manifold: where the directions come from; any orthonormal directions are correct, those of largest variance quick.
-        rank: k, all of the manifold's by default. More directions give closer bounds and a dearer first step; those that
+        manifold: where the directions come from; any orthonormal directions give correct results, those of largest variance
+            the quickest.
+        rank: k, all of the manifold's by default. More directions give closer bounds and a costlier first step; those that
             hold 99 % of the variance are a fair choice.
         tolerance: largest posterior mass that may be left out.
         fetch: rows by number, (m,) -> (m, d).

@@ -1,11 +1,11 @@
 """At which noise level a trajectory decides each eigen-direction: the outline first, the details later.
 
 The coefficient of the prediction x0_hat along u_k grows from 0 to its final value, that of the sample. The share reached at
-a level is the slope of a regression, over trajectories, of the one on the other: with intercept, so that a mean which the
-model and the manifold do not share costs nothing, and without dividing by coefficients that happen to be near 0. For
-Gaussian data every trajectory has the same share
+a level is the slope of a regression, over trajectories, of the one on the other: with an intercept, so that it does not
+matter if the means of model and manifold differ, and without dividing by coefficients that happen to be near 0. For Gaussian
+data every trajectory has the same share
 
-    g_k = alpha lambda_k alpha_0 / sqrt(v_k v_k0),   v = alpha^2 lambda + sigma^2,   (alpha_0, sigma_0) the last level
+    h_k = alpha lambda_k alpha_0 / sqrt(v_k v_k0),   v = alpha^2 lambda + sigma^2,   (alpha_0, sigma_0) the last level
 
 which for a clean last state is 1 / sqrt(1 + (sigma / alpha)^2 / lambda_k), one half at sigma / alpha = sqrt(3 lambda_k).
 
@@ -159,7 +159,7 @@ def crossing_level(curve: Tensor, noise: Tensor, share: float) -> Tensor:
     """Noise level at which each curve rises through `share` for good.
 
     The last crossing counts, so that a curve which wanders early is not taken to have arrived. Between the two levels
-    around it the curve is taken as g = 1 / sqrt(1 + (noise / c)^p), which holds exactly for Gaussian data; where a value
+    around it the curve is taken as h = 1 / sqrt(1 + (noise / c)^p), which holds exactly for Gaussian data; where a value
     is not inside (0, 1), as a straight line in log noise.
 
     Arguments

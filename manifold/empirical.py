@@ -36,8 +36,8 @@ class EmpiricalPosterior:
 
     Attributes
         x0_hat: (n, d) float64 posterior mean.
-        ids: (n, k) the most probable rows, falling.
-        probabilities: (n, k) float64 theirs, over the whole collection.
+        ids: (n, k) the most probable rows, most probable first.
+        probabilities: (n, k) float64 of these rows, over the whole collection.
         log_evidence: (n,) log of the mean over the collection of exp(-|x_t - alpha x_i|^2 / (2 sigma^2)).
         missed: (n,) proven upper bound on the posterior mass of the rows that were not evaluated; 0 if all were.
         error_bound: (n,) proven upper bound on |x0_hat - exact|, in latent units; 0 if all rows were evaluated.

@@ -1,10 +1,10 @@
 """The closed form of a Gaussian diffusion: where an early noisy state is heading.
 
 A noisy state is x_t = alpha * x0 + sigma * eps, with alpha the signal coefficient itself (sqrt(alphas_cumprod) for
-DDPM-type schedules, not its square). For data N(mu, Sigma) every quantity of the diffusion is a function of the spectrum
-of Sigma, applied to y = x_t - alpha * mu; the covariance model does that, so a dense, a low-rank and a stationary
-covariance are used alike. Variance-preserving, variance-exploding and flow-matching schedules differ only in the pairs
-(alpha, sigma) they pass.
+DDPM-type schedules, not its square). For data N(mu, Sigma), Sigma = V diag(lambda) V^T, every quantity of the diffusion is a
+function of the spectrum of Sigma, applied to y = x_t - alpha * mu; the covariance model does that, so a dense, a low-rank and
+a stationary covariance are used alike. Variance-preserving, variance-exploding and flow-matching schedules differ only in the
+pairs (alpha, sigma) they pass.
 
 States have shape (n, d) or (n, C, H, W), and come back in their own shape and floating-point type. Levels `alpha`,
 `sigma` are numbers, tensors of shape (), or of shape (n,) with one level for each row.
@@ -84,8 +84,8 @@ class GaussianManifold:
             latents: at least two rows in all.
             rank: eigenpairs to keep; `covariance.default_rank` of them unless given.
             shape: (C, H, W); taken from the latents if they have it.
-            dtype: type of the model, whatever that of the latents, and with it of all that is computed: float32, which is
-                what latents come in, or float64, in which the moments are then `exact` too.
+            dtype: type of the model, and so of all that is computed with it, whatever the type of the latents: float32, or
+                float64, for which the moments are `exact` too.
 
         Raises: NotFittedError with fewer than two rows; ShapeError; InputError for another type or a rank out of range;
             NonFiniteError naming the row, or if variances leave the range of `dtype`.

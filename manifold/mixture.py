@@ -37,7 +37,7 @@ class GaussianMixture:
 
     Arguments
         components: covariance models (with their means) or manifolds, of one dimension.
-        weights: (J,) positive; brought to sum 1. Equal by default.
+        weights: (J,) positive; normalised to sum to 1. Equal by default.
         shape: (C, H, W) of a latent, where known.
         metadata: texts that travel with the file, such as the encoder.
 

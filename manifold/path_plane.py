@@ -57,7 +57,7 @@ def measure_path_plane(
 
     Returns: PathPlane.
 
-    Raises: ShapeError; NonFiniteError; InputError for levels that are none.
+    Raises: ShapeError; NonFiniteError; InputError for levels out of range.
 
     Cost: one singular value decomposition (L, d) for each trajectory; exact, in float64.
     """

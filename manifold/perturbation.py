@@ -1,8 +1,8 @@
 """What a small push at one noise level does to the final sample: measured gains beside the predicted ones.
 
-A push of delta along u_k at level s moves the sample of Gaussian data by
+A push of delta along u_k at level s moves the sample of Gaussian data by gain_k delta along u_k, and nowhere else, with
 
-    gain_k = sqrt(lambda_k / (alpha_s^2 lambda_k + sigma_s^2)) delta   along u_k, and nowhere else.
+    gain_k = sqrt(lambda_k / (alpha_s^2 lambda_k + sigma_s^2)).
 
 The sampler is run from both sides of each state, and the central difference is taken, so what is even in the push drops
 out. The control pushes along random directions, for which the closed form predicts r^T G r: it shows how much of the

@@ -67,7 +67,7 @@ def _key(opened: Opened, order: Order) -> tuple[Any, ...]:
 @st.fragment
 @explained
 def teleport_beside(painter: Painter, opened: Opened, order: Order, recording: Recording, chosen: int) -> None:
-    """The run started late, where the closed form says its noise would have come to, beside the run of all steps."""
+    """The run started late, from the state that the closed form says its noise would reach, beside the run of all steps."""
     st.subheader("Teleportation")
     board = Board(
         {"skip": "Steps left out"}, range(0, 100, 10), 30, unit="%",

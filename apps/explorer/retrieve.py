@@ -26,7 +26,7 @@ __all__ = ["page"]
 
 _ASKED: dict[Question, str] = {
     "source": "Which images could this state have come from? Bayes' posterior over the whole collection.",
-    "target": "What is it heading to? As endpoint, mended by the network's own prediction where there is one.",
+    "target": "What is it heading to? As endpoint, corrected by the network's own prediction where there is one.",
     "endpoint": "What will the final image be near to? Distance to the closed-form solution without noise.",
 }
 _CURVES = {"target": "target", "endpoint": "endpoint", "raw": "plain distance to x_t", "network": "plain distance to x0_hat",
