@@ -22,13 +22,13 @@ from torch import Tensor
 
 from index.encoders.opening import choose_device
 from index.progress import Progress, silent
-from index.statistics import load_manifold
+from index.statistics import load_directions
 from index.workspace import Workspace
 from manifold.class_flow import ClassFlow
 from manifold.class_moments import ClassMoments
 from manifold.errors import InputError, ManifoldWarning
 from manifold.gaussian import GaussianManifold
-from manifold.teleport import FlowSolver
+from manifold.teleport import FlowSolver, steps_left_out
 
 from .clip_embedding import latent_embedder
 from .seeded_runs import Sampler, SeededRuns, open_pipeline
@@ -92,7 +92,7 @@ def bench_teleport(
     _warn_of_nothing_skipped(steps, skips)
     device = choose_device(device)
     opened = Workspace.open(workspace)
-    manifold = load_manifold(opened)
+    manifold = load_directions(opened)
     embed = None if clip is None else latent_embedder(opened, clip, device=device, encoder=encoder)
     pipeline = open_pipeline(model, device) if model is None or isinstance(model, str | Path) else model
     runs = SeededRuns(
@@ -203,18 +203,13 @@ def _plan(
                 add((sampler, longer, longer - count), "evaluations")
         for count in steps:
             for skip in skips:
-                add((sampler, count, _left_out(skip, count)), "steps")
+                add((sampler, count, steps_left_out(skip, count)), "steps")
     return plan
-
-
-def _left_out(skip: float, steps: int) -> int:
-    """Whole steps that a share of them is."""
-    return int(skip * steps + 1e-9)
 
 
 def _warn_of_nothing_skipped(steps: Sequence[int], skips: Sequence[float]) -> None:
     for count in steps:
-        nothing = [f"{skip:g}" for skip in skips if _left_out(skip, count) == 0]
+        nothing = [f"{skip:g}" for skip in skips if steps_left_out(skip, count) == 0]
         if nothing:
             warnings.warn(
                 f"skipping {', '.join(nothing)} of {count} steps leaves out no whole step, so it is not measured",

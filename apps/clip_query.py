@@ -14,11 +14,11 @@ from rich.console import Group
 from rich.table import Table
 
 from index.clip import ClipSearcher
-from index.images import RejectedImage, decode_image
+from index.images import decode_image
 from index.spaces import SpaceComparison
 from manifold.errors import InputError
 
-from .query import caption_or_label, neighbours_table
+from .query import caption_or_label, neighbours_table, of_query_image
 from .sheet import Panel, draw_sheet, plan, save_sheet
 
 __all__ = ["ClipAnswer", "comparison_text", "search_clip"]
@@ -77,7 +77,8 @@ def search_clip(
     else:
         assert query is not None
         name = Path(query).name
-        pixels = _read(Path(query), searcher.model.spec.image_size, opened.manifest.recipe.crop)
+        size, crop = searcher.model.spec.image_size, opened.manifest.recipe.image_crop
+        pixels = of_query_image(Path(query), lambda data: decode_image(data, size, crop).pixels)
         hits = searcher.by_image(pixels[None], k)
     answer = ClipAnswer(name, searcher.store.card.spec.id, hits.rows())
     if sheet is not None:
@@ -119,15 +120,6 @@ def comparison_text(found: SpaceComparison) -> Group:
         _table(["direction", "of variance", "R² held out", "best of 20 shuffled"], told),
         f"\nall of them together, by their variance: R² {found.told:.3f}",
     )
-
-
-def _read(path: Path, size: int, crop: str) -> np.ndarray:
-    try:
-        return decode_image(path.read_bytes(), size, "squash" if crop == "squash" else "center").pixels
-    except OSError as error:
-        raise InputError(f"cannot read the query image {path} ({error.strerror}); check the path") from error
-    except RejectedImage as rejected:
-        raise InputError(f"the query image {path} cannot be used: {rejected}; choose another") from rejected
 
 
 def _words_as_picture(text: str, side: int) -> np.ndarray:

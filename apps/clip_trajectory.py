@@ -26,7 +26,7 @@ from index.search import Searcher
 from manifold.errors import InputError, MismatchError
 from manifold.recording import record
 
-from .seeded_runs import open_pipeline, require_steps
+from .seeded_runs import conditions, open_pipeline, require_steps
 
 __all__ = ["ClipTrajectories", "follow_clip"]
 
@@ -121,7 +121,7 @@ def follow_clip(
     require_steps(pipeline.scheduler, steps)
     run = record(
         pipeline,
-        **_conditions(pipeline, seeds, prompts),
+        **conditions(pipeline, range(seeds), prompts),
         generator=[torch.Generator().manual_seed(seed) for seed in range(seeds)],
         num_inference_steps=steps,
         output_type="latent",
@@ -148,15 +148,6 @@ def follow_clip(
     )
     noise = (run.sigmas[usable] / run.alphas[usable]).numpy()
     return ClipTrajectories(by_clip.store.card.spec.id, k, len(by_clip.store), seeds, noise, overlap)
-
-
-def _conditions(pipeline: Any, seeds: int, prompts: Sequence[str]) -> dict[str, Any]:
-    """What each generation is of."""
-    if hasattr(pipeline, "classes"):
-        return {"class_labels": [seed % int(pipeline.classes) for seed in range(seeds)]}
-    if not prompts:
-        raise InputError(f"{type(pipeline).__name__} paints from text; give at least one --prompt")
-    return {"prompt": [prompts[seed % len(prompts)] for seed in range(seeds)]}
 
 
 def _decoded(decoder: Encoder, latents: Tensor) -> np.ndarray:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
 
+from index.encode import encode_one
 from index.filters import Where, parse_where
-from index.images import RejectedImage, decode_image
-from index.images.decode import Crop
+from index.images import RejectedImage
 from index.search import Question, Searcher
+from index.workspace import Workspace
 from manifold.errors import InputError
 from manifold.schedule import NoiseSchedule
 
@@ -25,7 +27,11 @@ from .sheet import Panel, draw_sheet, save_sheet
 if TYPE_CHECKING:
     from index.encoders import Encoder
 
-__all__ = ["Answer", "caption_or_label", "neighbours_table", "noise_level", "save_answer", "search_workspace"]
+__all__ = [
+    "Answer", "caption_or_label", "neighbours_table", "noise_level", "of_query_image", "save_answer", "search_workspace",
+]  # fmt: skip
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -140,12 +146,13 @@ def search_workspace(
         if not 0 <= row < len(store):
             raise InputError(f"row {row} is not in {workspace}, whose rows are numbered 0 to {len(store) - 1}")
         name = f"row {row}"
-        flat = torch.from_numpy(store.read([row])).float()
+        latent = torch.from_numpy(store.read([row])).float()
     else:
         assert query is not None
         name = Path(query).name
-        flat = _encode(Path(query), searcher, searcher.workspace.encoder(encoder))
-    clean = flat.view(1, *store.shape)
+        recipe, opened = searcher.workspace.manifest.recipe, searcher.workspace.encoder(encoder)
+        latent = of_query_image(Path(query), lambda data: encode_one(data, recipe, opened))
+    clean = latent.view(1, *store.shape)
     generator = torch.Generator().manual_seed(seed)
     noisy = alpha * clean + level * torch.randn(clean.shape, generator=generator, dtype=torch.float32)
     hits = searcher.search(noisy, alpha, level, question, k, where)
@@ -159,9 +166,8 @@ def save_answer(answer: Answer, workspace: str | Path, path: str | Path, *, enco
 
     Raises: InputError if the encoder cannot be opened; StorageError.
     """
-    searcher = Searcher.open(workspace)
-    decoder = searcher.workspace.encoder(encoder)
-    store = searcher.workspace.latents
+    opened = Workspace.open(workspace)
+    decoder, store = opened.encoder(encoder), opened.latents
     neighbours = torch.from_numpy(store.read([row["row"] for row in answer.rows])).float().view(-1, *store.shape)
     query = [Panel(_picture(decoder, answer.clean), "query", answer.name)]
     if answer.sigma > 0:
@@ -179,22 +185,20 @@ def save_answer(answer: Answer, workspace: str | Path, path: str | Path, *, enco
         "endpoint": "What will the final image be near to?",
     }[answer.question]
     those = (f"{answer.among:,} of " if answer.where else "") + counted(len(store), "image")
-    about = ", ".join([searcher.workspace.manifest.recipe.source, those, *answer.where, f"noise seed {answer.seed}"])
+    about = ", ".join([opened.manifest.recipe.source, those, *answer.where, f"noise seed {answer.seed}"])
     save_sheet(draw_sheet(asked, about, query, found), Path(path))
 
 
-def _encode(path: Path, searcher: Searcher, encoder: Encoder) -> Tensor:
+def of_query_image(path: Path, make: Callable[[bytes], T]) -> T:
+    """What is made of an image file to search with. Raises: InputError if it cannot be read or used."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read the query image {path} ({error.strerror}); check the path") from error
-    recipe = searcher.workspace.manifest.recipe
     try:
-        crop: Crop = "squash" if recipe.crop == "squash" else "center"
-        decoded = decode_image(data, recipe.encoder.image_size, crop)
+        return make(data)
     except RejectedImage as rejected:
         raise InputError(f"the query image {path} cannot be used: {rejected}; choose another") from rejected
-    return encoder.encode(torch.tensor(decoded.pixels).permute(2, 0, 1)[None]).flatten(1).float().cpu()
 
 
 def _pictures(decoder: Encoder, latents: Tensor) -> np.ndarray:

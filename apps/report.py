@@ -88,11 +88,10 @@ def write_report(
 
     Returns: Report.
 
-    Raises: NotFittedError for a folder without a pipeline, or no statistics; MissingExtraError without transformers for a
-        pipeline that paints from text; MismatchError if the workspace's latents are not the
-        model's, or checkpoints are of another network; InputError for another kind of pipeline, a prompt that it does not
-        take, too few seeds or rows, a folder without checkpoints, or steps that its sampler cannot make;
-        FormatError; StorageError.
+    Raises: NotFittedError if there are no statistics; MissingExtraError without transformers for a pipeline that paints from
+        text; MismatchError if the workspace's latents are not the model's, or checkpoints are of another network; InputError
+        for a folder without a pipeline, another kind of pipeline, a prompt that it does not take, too few seeds or rows, a
+        folder without checkpoints, or steps that its sampler cannot make; FormatError; StorageError.
 
     Cost: see `manifold_apps.report_measure.measure_model`; about a minute on two cores for the demo model.
     """
@@ -100,10 +99,10 @@ def write_report(
     opened.require_complete()
     size = opened.manifest.recipe.encoder.image_size or None
     flow = open_flow_model(model, steps, prompt=prompt, call=call, image_size=size, device=device, dtype=dtype)
-    encoder = model_encoder(opened, flow, _folder(model))
+    encoder = model_encoder(opened, flow)
     kept = {} if checkpoints is None else spread_out(find_checkpoints(checkpoints, flow.network_name), _STAGES)
-    for path in list(kept.values())[-1:]:
-        flow.kept(path)  # so that networks of another training are refused before the long work
+    if kept:
+        flow.kept(kept[max(kept)])  # so that networks of another training are refused before the long work
     found = measure_model(opened, flow, seeds=seeds, checkpoints=kept, progress=progress)
     path = Path(output)
     with tempfile.TemporaryDirectory() as folder:
@@ -119,16 +118,6 @@ def write_report(
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Report(path, found)
-
-
-def _folder(model: Any) -> Path | None:
-    """The folder that a model was named by; None for a hub id or an opened pipeline."""
-    if not isinstance(model, str | Path):
-        return None
-    from manifold.demo_model import MODEL_FOLDER
-
-    folder = MODEL_FOLDER if str(model) == "demo" else Path(model).expanduser()
-    return folder if folder.is_dir() else None
 
 
 def _facts(workspace: Workspace, flow: FlowModel, found: Findings) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from index.encoders import Encoder, PixelEncoder, open_encoder
 from index.progress import Progress, silent
 from index.recall import quartile_levels
 from index.search import Searcher
-from index.statistics import load_manifold
+from index.statistics import load_directions
 from index.workspace import Workspace
 from manifold.alignment import Alignment, measure_alignment
 from manifold.compare import Comparison, compare_denoisers
@@ -34,6 +34,7 @@ from manifold.path_states import closed_form, level_lists
 from manifold.perturbation import Perturbation, measure_perturbation
 from manifold.recording import Recording
 from manifold.rows import RowSubset
+from manifold.schedule import own_options
 from manifold.states import Level
 
 from .report_model import FlowModel
@@ -117,13 +118,12 @@ class Findings:
     remarks: list[str] = field(default_factory=list)
 
 
-def model_encoder(workspace: Workspace, model: FlowModel, folder: str | Path | None) -> Encoder:
+def model_encoder(workspace: Workspace, model: FlowModel) -> Encoder:
     """The model's own autoencoder, after making sure that the workspace was encoded with it.
 
     Arguments
-        workspace: complete. model: opened.
-        folder: of the pipeline; None if it came opened or from the hub, when shapes and scalings can be compared, and not
-            the weights.
+        workspace: complete.
+        model: opened; of one that is not from a folder, shapes and scalings can be compared, and not the weights.
 
     Raises: MismatchError if the workspace's latents are not those that the network sees.
     """
@@ -141,7 +141,7 @@ def model_encoder(workspace: Workspace, model: FlowModel, folder: str | Path | N
                 "--encoder pixels"
             )
         return PixelEncoder(spec.image_size)
-    if folder is None:
+    if model.folder is None:
         from index.encoders.vae import VaeEncoder
 
         autoencoder = getattr(model.pipeline, names[0])
@@ -153,11 +153,12 @@ def model_encoder(workspace: Workspace, model: FlowModel, folder: str | Path | N
                 f"autoencoder of {model.name}; encode the images with that"
             )
         return own
-    opened = open_encoder(str(Path(folder) / names[0]), spec.image_size, mode=spec.mode, dtype=spec.dtype, device="cpu")
+    folder = model.folder / names[0]
+    opened = open_encoder(str(folder), spec.image_size, mode=spec.mode, dtype=spec.dtype, device="cpu")
     if opened.spec.config_hash != spec.config_hash:
         raise MismatchError(
             f"{workspace.root} was encoded with {spec.id}, which is not the autoencoder of {model.name}; run: manifold "
-            f"encode IMAGES -w OTHER --encoder {Path(folder) / names[0]} --size {spec.image_size}"
+            f"encode IMAGES -w OTHER --encoder {folder} --size {spec.image_size}"
         )
     return opened
 
@@ -190,10 +191,7 @@ def measure_model(
             f"a report needs at least {_LEAST_ROWS} latents, {workspace.root} holds {len(workspace.latents)}; add images "
             "with manifold add"
         )
-    gaussian = load_manifold(workspace)
-    if gaussian.eigvals.numel() == 0:
-        raise NotFittedError(f"{workspace.root} has a model without directions; run: manifold fit {workspace.root}")
-    _ = gaussian.eigvecs  # a stationary model has none, and says so now
+    gaussian = load_directions(workspace)
     remarks = []
     if model.replaced_scheduler is not None:
         remarks.append(
@@ -266,7 +264,8 @@ def stepped_gains(variances: Tensor, alphas: Tensor, sigmas: Tensor) -> Tensor:
 
 def _stepped_variance(gaussian: GaussianManifold, model: FlowModel, recording: Recording) -> float | None:
     scheduler = model.pipeline.scheduler
-    clips = scheduler.config.get("clip_sample") or scheduler.config.get("thresholding")
+    options = own_options(scheduler)
+    clips = options.get("clip_sample") or options.get("thresholding")
     if type(scheduler).__name__ not in _FIRST_ORDER or clips:
         return None
     start = float(recording.alphas[0] ** 2 + recording.sigmas[0] ** 2)
@@ -357,11 +356,8 @@ def _held_out(workspace: Workspace, gaussian: GaussianManifold, model: FlowModel
     left = GaussianManifold.fit(kept.batches(2048), shape=gaussian.shape) if refitted else gaussian
     denoisers: dict[str, Denoiser] = {"Gaussian": left}
     if gaussian.d <= _MIXTURE_UP_TO and len(kept) >= 40 * _MIXTURE_COMPONENTS:
-        rows, count = [], 0
         every = max(1, math.ceil(len(kept) / _MIXTURE_ROWS))
-        for batch in kept.batches(2048):
-            rows.append(torch.from_numpy(batch[::every]).float())
-            count += len(rows[-1])
+        rows = [torch.from_numpy(batch[::every]).float() for batch in kept.batches(2048)]
         fitted = fit_mixture(
             torch.cat(rows), _MIXTURE_COMPONENTS, rank=min(64, gaussian.d), steps=40, generator=_generator(6)
         )

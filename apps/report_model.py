@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from index.progress import Progress, silent
+from manifold.demo_model import MODEL_FOLDER
 from manifold.denoiser import DiffusersDenoiser
-from manifold.errors import InputError, MismatchError, NotFittedError
+from manifold.errors import InputError, MismatchError
 from manifold.nulls import shuffled_network
 from manifold.pipeline_families import without_variance
 from manifold.recording import Recording, record
-from manifold.schedule import NoiseSchedule
+from manifold.schedule import NoiseSchedule, own_options
 from manifold.teleport import first_orders, starts, timesteps_from
 
 from .network_call import NetworkCall, first_call
@@ -57,6 +58,7 @@ class FlowModel:
         call: keywords of every call of the pipeline, for one image.
         seen: how it calls its network.
         replaced_scheduler: class of a scheduler that draws noise and was replaced by DDIM; None otherwise.
+        folder: that it came from; None if it came opened or from the hub.
     """
 
     pipeline: Any
@@ -66,6 +68,7 @@ class FlowModel:
     call: Mapping[str, Any]
     seen: NetworkCall
     replaced_scheduler: str | None = None
+    folder: Path | None = None
 
     @property
     def network_name(self) -> str:
@@ -210,17 +213,17 @@ def open_flow_model(
         device, dtype: such as cuda and bfloat16, where and in which type a pipeline that is not opened yet computes; a CUDA
             device if there is one, unless given.
 
-    Raises: NotFittedError for a folder without a pipeline; InputError if there is none by that name, for a pipeline that is
-        not supported, a prompt or keyword that it does not take, guidance, a flow-matching sampler that draws noise, no
-        such device, or a number of steps that its sampler cannot make; MissingExtraError without transformers.
+    Raises: InputError if there is no pipeline by that name or in that folder, for one that is not supported, a prompt or
+        keyword that it does not take, guidance, a flow-matching sampler that draws noise, no such device, or a number of
+        steps that its sampler cannot make; MissingExtraError without transformers.
     """
-    pipeline, name = _opened(model, device, dtype)
+    pipeline, name, folder = _opened(model, device, dtype)
     kind = type(pipeline).__name__
     if kind not in SUPPORTED:
         raise InputError(f"the report knows {', '.join(SUPPORTED)}; {name} is a {kind}")
-    if prompt and kind not in _FROM_TEXT:
-        raise InputError(f"{name} is a {kind}, which paints without a prompt; leave the prompt out")
-    require_steps(pipeline.scheduler, steps)
+    if (prompt or call) and kind not in _FROM_TEXT:
+        what = "a prompt; leave the prompt out" if prompt else f"further keywords; leave {', '.join(call or ())} out"
+        raise InputError(f"{name} is a {kind}, which paints without {what}")
     pipeline.set_progress_bar_config(disable=True)
     scheduler, replaced = pipeline.scheduler, None
     if _draws_noise(scheduler):
@@ -233,12 +236,13 @@ def open_flow_model(
                 "FlowMatchEulerDiscreteScheduler without stochastic_sampling"
             )
         pipeline = copy.copy(pipeline)
-        clips = bool(scheduler.config.get("clip_sample", False))
+        clips = bool(own_options(scheduler).get("clip_sample", False))
         pipeline.scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=clips)
+    require_steps(pipeline.scheduler, steps)
     size = {} if image_size is None else {"height": image_size, "width": image_size}
     asked, condition = _asked(pipeline, steps, prompt, {**size, **(call or {})})
     seen = first_call(pipeline, getattr(pipeline, _network_name(pipeline)), asked)
-    return FlowModel(pipeline, name, steps, condition, asked, seen, replaced)
+    return FlowModel(pipeline, name, steps, condition, asked, seen, replaced, folder)
 
 
 def _asked(pipeline: Any, steps: int, prompt: str, call: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -295,18 +299,14 @@ def _no_prompt(pipeline: Any) -> dict[str, Any]:
     return {"prompt_embeds": nothing, "pooled_prompt_embeds": pooled}
 
 
-def _opened(model: Any, device: str | None, dtype: str) -> tuple[Any, str]:
+def _opened(model: Any, device: str | None, dtype: str) -> tuple[Any, str, Path | None]:
+    """A pipeline, its name, and the folder that it came from if there is one."""
     if not isinstance(model, str | Path):
-        return model, type(model).__name__
+        return model, type(model).__name__, None
     if str(model) == "demo":
-        return open_pipeline(None, device, dtype), "demo"
+        return open_pipeline(None, device, dtype), "demo", MODEL_FOLDER
     folder = Path(model).expanduser()
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise NotFittedError(
-            f"{folder} holds no diffusers pipeline (no model_index.json); name the folder of one, or make one with "
-            "manifold train-demo"
-        )
-    return open_pipeline(folder if folder.is_dir() else model, device, dtype), folder.name
+    return open_pipeline(model, device, dtype), folder.name, folder if folder.is_dir() else None
 
 
 def _network_name(pipeline: Any) -> str:

@@ -9,7 +9,7 @@ from index.build import build_index
 from index.encode import encode_images
 from index.fit import fit_workspace
 from index.progress import Progress, silent
-from index.workspace import Workspace
+from index.workspace import Recipe, Workspace
 from manifold.errors import InputError
 
 __all__ = ["run_images"]
@@ -30,23 +30,15 @@ def run_images(
         rank: of the statistics; see `index.fit_workspace`.
         options: of `index.encode_images`.
 
-    Raises: what those three raise; InputError for an impossible rank before an image is encoded.
+    Raises: what those three raise; InputError for an impossible rank before anything is written.
     """
-    unchecked = rank
 
-    def report(stage: str, done: int, total: int) -> None:
-        # The first report comes when the width of a latent is known and no image is encoded yet.
-        nonlocal unchecked
-        if unchecked is not None:
-            d = Workspace.open(workspace).manifest.recipe.encoder.d
-            if not 1 <= unchecked <= d:
-                raise InputError(
-                    f"rank must lie between 1 and d = {d}, it is {unchecked}; leave it out for the default"
-                )
-            unchecked = None
-        progress(stage, done, total)
+    def check(recipe: Recipe) -> None:
+        d = recipe.encoder.d
+        if rank is not None and not 1 <= rank <= d:
+            raise InputError(f"rank must lie between 1 and d = {d}, it is {rank}; leave it out for the default")
 
-    encode_images(images, workspace, progress=report, **options)
+    encode_images(images, workspace, check=check, progress=progress, **options)
     fit_workspace(workspace, rank=rank, progress=progress)
     build_index(workspace, progress=progress)
     return Workspace.open(workspace)

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from index.images import RejectedImage, decode_image
-from index.images.decode import MAX_PIXELS, Crop
+from index.encode import encode_one
+from index.images import RejectedImage
+from index.images.decode import MAX_PIXELS
 from index.originals import find_originals
 from index.search import Searcher
 from manifold.errors import InputError, ManifoldWarning, MismatchError, NonFiniteError, ShapeError
@@ -178,18 +179,15 @@ class SearchService:
         }
 
     def _encode(self, data: bytes, encoder: Encoder) -> Tensor:
-        recipe = self._searcher.workspace.manifest.recipe
-        crop: Crop = "squash" if recipe.crop == "squash" else "center"
         limit = self.limits.max_image_pixels
         try:
-            decoded = decode_image(data, recipe.encoder.image_size, crop, max_pixels=limit)
+            return encode_one(data, self._searcher.workspace.manifest.recipe, encoder, max_pixels=limit)
         except RejectedImage as rejected:
             if rejected.reason == "decompression bomb":
                 raise InputError(
                     f"the image has more than {min(limit, MAX_PIXELS):,} pixels, the limit; reduce it"
                 ) from rejected
             raise InputError(f"the image cannot be used: {rejected}; send another") from rejected
-        return encoder.encode(torch.tensor(decoded.pixels).permute(2, 0, 1)[None]).float().cpu()
 
     def _state(self, latent: Any, name: str = "latent") -> Tensor:
         store = self._searcher.workspace.latents

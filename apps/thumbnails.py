@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from index.images import RejectedImage, decode_image, read_bytes
-from index.images.decode import Crop
 from index.workspace import Workspace
 from manifold.errors import FormatError, InputError
 
@@ -92,7 +91,7 @@ class Thumbnails:
         """The row's image cut as its latent was, (s, s, 3) uint8; None if it is gone, changed or damaged."""
         if self._originals is None:
             return None
-        crop: Crop = "squash" if self._workspace.manifest.recipe.crop == "squash" else "center"
+        crop = self._workspace.manifest.recipe.image_crop
         side = (max if crop == "squash" else min)(record["width"], record["height"])
         try:
             ref = self._originals.find(record["image_path"], record["key"])

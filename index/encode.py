@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from manifold.errors import InputError, TooManyRejectsError
 
 from .health import reason_counts
-from .images import Decoded, EmbeddingSource, ImageSource, decode_stream, open_collection
+from .images import Decoded, EmbeddingSource, ImageSource, decode_image, decode_stream, open_collection
+from .images.decode import MAX_PIXELS
 from .progress import Progress, silent
 from .shards import ShardWriter, remove_uncommitted
 from .workspace import Manifest, Recipe, Workspace, writing
@@ -28,7 +30,9 @@ from .workspace import Manifest, Recipe, Workspace, writing
 if TYPE_CHECKING:
     from .encoders import Encoder, EncoderSpec
 
-__all__ = ["begin_workspace", "encode_images", "encode_into", "import_into", "portable_spec", "worker_count"]
+__all__ = [
+    "begin_workspace", "encode_images", "encode_into", "encode_one", "import_into", "portable_spec", "worker_count",
+]  # fmt: skip
 
 SHARD_BYTES, SHARD_ROWS = 64 * 2**20, 2048
 """Size of a shard unless `shard_rows` says otherwise: what a killed run may have to encode again, and how much metadata
@@ -55,6 +59,7 @@ def encode_images(
     seed: int = 0,
     max_rejects: float = _MAX_REJECTS,
     shard_rows: int | None = None,
+    check: Callable[[Recipe], None] = lambda recipe: None,
     progress: Progress = silent,
 ) -> Workspace:
     """Encode a collection of images into a workspace; continue where an earlier run of the same command was stopped.
@@ -68,7 +73,7 @@ def encode_images(
             folder, or an opened encoder.
         size: side of the square image the encoder sees, in pixels; 64 for `pixels`, 32 for `demo-vae`, 512 for others unless
             given.
-        crop: `center` cuts the middle square, `squash` distorts.
+        crop: `center` cuts the middle square, `squash` distorts the whole image into one.
         mode: the posterior's mode, or a sample of it drawn with `seed`.
         dtype: what the encoder computes in.
         tile: encode in tiles of this side, in pixels; for images too large for memory.
@@ -78,11 +83,12 @@ def encode_images(
         seed: of posterior samples.
         max_rejects: stop when more than this share of the collection, 0 to 1, cannot be used.
         shard_rows: rows per shard; as many as fill 64 MiB, at most 2,048, unless given.
+        check: shown what is to be encoded before anything is written; what it raises ends the run.
         progress: told of ("encode", inputs done, inputs in all).
 
     Returns: the complete workspace, opened.
 
-    Raises: InputError (no such collection, encoder or option); MismatchError (the folder was begun otherwise);
+    Raises: InputError (no such collection, encoder or option); MismatchError (the folder was begun with other options);
         TooManyRejectsError; NonFiniteError; StorageError.
 
     Cost: two shards and a bounded queue of decoded images in memory, whatever the size of the collection.
@@ -115,6 +121,7 @@ def encode_images(
         shard_rows=shard_rows or max(1, min(SHARD_ROWS, SHARD_BYTES // (2 * spec.d))),
         image_column=None if opened is None else image_column,
     )
+    check(recipe)
     root = Path(workspace)
     with writing(root):
         made = begin_workspace(root, recipe, max_rejects)
@@ -264,6 +271,20 @@ def encode_into(
         progress("encode", done, inputs)
     flush()
     return offset + done
+
+
+def encode_one(data: bytes, recipe: Recipe, encoder: Encoder, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The latent of one more image, from the bytes of its file, cut and encoded as the workspace's images were.
+
+    Arguments
+        recipe: of the workspace. encoder: the workspace's. max_pixels: largest image decoded.
+
+    Returns: (1, C, h, w) float32 on the CPU.
+
+    Raises: RejectedImage.
+    """
+    pixels = decode_image(data, recipe.encoder.image_size, recipe.image_crop, max_pixels=max_pixels).pixels
+    return encoder.encode(torch.tensor(pixels).permute(2, 0, 1)[None]).float().cpu()
 
 
 def _record(item: Decoded) -> dict[str, Any]:

@@ -20,6 +20,7 @@ __all__ = [
     "class_moments_path",
     "covers_other_latents",
     "load_class_statistics",
+    "load_directions",
     "load_manifold",
 ]
 
@@ -64,13 +65,24 @@ def load_manifold(workspace: Workspace) -> GaussianManifold:
     return manifold
 
 
+def load_directions(workspace: Workspace) -> GaussianManifold:
+    """The fitted manifold of a workspace, of a model that has directions: eigenvectors, and at least one.
+
+    Raises: as `load_manifold`; NotFittedError for a model without them.
+    """
+    manifold = load_manifold(workspace)
+    if not manifold.eigvecs.numel():
+        raise NotFittedError(f"{workspace.root} has a model without directions; run: manifold fit {workspace.root}")
+    return manifold
+
+
 def load_class_statistics(workspace: str | Path, *, pooled: bool | None = None) -> ClassGaussians:
     """A Gaussian for each label of a fitted workspace, for `GaussianMixture`, `ClassGuidance` and `ClassFlow`.
 
     Arguments
         workspace: its folder.
-        pooled: let all classes share the covariance within classes, which few rows a class are enough for, or give each its
-            own; its own where the fit kept them, unless said.
+        pooled: True lets all classes share the covariance within classes, for which few rows a class are enough; False gives
+            each its own. Unless given, each its own where the fit kept them.
 
     Returns: the classes, without those rows that have no label.
 

@@ -28,6 +28,7 @@ from .latents import LatentStore, Shard, numbered
 
 if TYPE_CHECKING:
     from .encoders import Encoder
+    from .images.decode import Crop
 
 __all__ = ["SCHEMA", "Addition", "Manifest", "Recipe", "Workspace"]
 
@@ -52,6 +53,11 @@ class Recipe:
     shard_rows: int
     image_column: str | None = None
     """Column with the images, if it was named."""
+
+    @property
+    def image_crop(self) -> Crop:
+        """`crop` for one more image; beside imported embeddings, the middle square."""
+        return "squash" if self.crop == "squash" else "center"
 
 
 @dataclass(frozen=True)
@@ -264,8 +270,11 @@ class Workspace:
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Fields by name. Not the encoder's id: its kind and hash tell encoders apart, and a local folder may have moved."""
+    """Fields by name, the encoder's image_size as the option that decides it. Not the encoder's id: its kind and hash tell
+    encoders apart, and a local folder may have moved.
+    """
     fields = {f"encoder {name}": value for name, value in recipe.encoder.to_dict().items() if name != "id"}
+    fields["encoder size"] = fields.pop("encoder image_size")
     return {**fields, **{name: value for name, value in vars(recipe).items() if name != "encoder"}}
 
 

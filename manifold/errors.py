@@ -30,6 +30,7 @@ __all__ = [
     "ShapeError",
     "StorageError",
     "TooManyRejectsError",
+    "first_line",
 ]
 
 
@@ -79,3 +80,8 @@ class MissingExtraError(ManifoldError, ImportError):
 
 class ManifoldWarning(UserWarning):
     """A repair or a doubt that the user should know of, with its amount."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library's error says, for a sentence of ours; its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

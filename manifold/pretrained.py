@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .errors import FormatError, InputError
+from .errors import FormatError, InputError, first_line
 from .files import atomic_path, read_json, write_json
 from .gaussian import GaussianManifold
 from .spectrum import SHARES, components_for, effective_rank, participation_ratio
@@ -98,9 +98,8 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{name} is no folder here and could not be fetched from the hub ({reason}); check the name and the "
+            f"{name} is no folder here and could not be fetched from the hub ({first_line(error)}); check the name and the "
             "network, or give a folder"
         ) from error
 

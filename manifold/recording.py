@@ -1,6 +1,6 @@
 """What a diffusers pipeline did on the way to its images: every state, every predicted target, every noise level.
 
-`scheduler.step` is replaced for the duration of the call by a function that looks and passes on, because there alone state,
+`scheduler.step` is replaced for the duration of the call by a function that looks and passes on, because only there do state,
 guided prediction and timestep meet: `callback_on_step_end` is given no prediction by any pipeline of diffusers, and the
 unconditional pipelines have no callback. A callback of the caller's runs as usual, and a last state that it changes is
 recorded changed. Nothing is computed that the run could see, so its output is the same to the last bit.
@@ -26,7 +26,7 @@ from torch import Tensor
 from .errors import FormatError, InputError
 from .files import load_tensors, save_tensors
 from .pipeline_families import StateLayout, kept, replaced, state_layout, visited_levels, without_variance
-from .schedule import NoiseSchedule
+from .schedule import NoiseSchedule, own_options
 
 __all__ = ["Recording", "record"]
 
@@ -208,8 +208,8 @@ def _solves_for_x0(scheduler: Any) -> bool:
     """Whether `convert_model_output` gives the x0 that a multistep solver then works with."""
     if not hasattr(scheduler, "convert_model_output"):
         return False
-    config = scheduler.config
-    return bool(config.get("predict_x0")) or config.get("algorithm_type") in (
+    options = own_options(scheduler)
+    return bool(options.get("predict_x0")) or options.get("algorithm_type") in (
         "dpmsolver++",
         "sde-dpmsolver++",
         "data_prediction",

@@ -6,6 +6,7 @@ timestep and may lie between two of them.
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -17,7 +18,15 @@ from .errors import InputError, ShapeError
 from .files import read_json
 from .snr_curves import FlowCurve, LogSigmaCurve, SnrCurve, TableCurve, TanCurve
 
-__all__ = ["Coordinates", "NoiseSchedule", "Prediction", "evaluated_sigmas", "levels_at_snr", "load_scheduler"]
+__all__ = [
+    "Coordinates",
+    "NoiseSchedule",
+    "Prediction",
+    "evaluated_sigmas",
+    "levels_at_snr",
+    "load_scheduler",
+    "own_options",
+]
 
 Coordinates = Literal["vp", "ve", "flow"]
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
@@ -43,6 +52,19 @@ def load_scheduler(folder: str | Path) -> Any:
     )
 
 
+def own_options(scheduler: Any) -> dict[str, Any]:
+    """The options that a scheduler of diffusers goes by; without any for the one that has no `config`.
+
+    In `config` there may be more: `from_config` keeps the options of the class that a configuration was of, such as UniPC's
+    `predict_x0` in a DEIS scheduler, which takes no notice of them.
+    """
+    own = (vars(kind)["__init__"] for kind in type(scheduler).__mro__ if "__init__" in vars(kind))
+    takes = {
+        name for init in own for name in inspect.signature(init).parameters
+    }  # a subclass may pass on what it is given
+    return {name: value for name, value in getattr(scheduler, "config", {}).items() if name in takes}
+
+
 class NoiseSchedule:
     """alpha(t) and sigma(t) of a sampler, in the coordinates of the states it holds.
 
@@ -53,6 +75,8 @@ class NoiseSchedule:
         vp    alpha^2 + sigma^2 = 1     DDPM, DDIM, PNDM, DPM-Solver, UniPC
         ve    alpha = 1                 Euler, Heun, LMS, EDM
         flow  alpha + sigma = 1         flow matching, and DPM-Solver or UniPC with flow sigmas
+
+    In "ve" and "flow" sigma is what `scheduler.sigmas` lists; in "vp" some schedulers list sigma / alpha there.
 
     At a timestep that the sampler visits (`scheduler.set_timesteps` was called) the level is the one it steps from, which
     differs from the curve where it rounds timesteps or interpolates sigmas linearly: the `add_noise` of SASolver, which goes
@@ -109,7 +133,7 @@ class NoiseSchedule:
         """
         if isinstance(scheduler, str | Path):
             scheduler = load_scheduler(scheduler)
-        config: Any = getattr(scheduler, "config", {})  # diffusers has one scheduler without
+        config = own_options(scheduler)
         name = type(scheduler).__name__
         prediction: Any = config.get("prediction_type", "epsilon")
         continuous = config.get("timestep_type") == "continuous" and prediction == "v_prediction"
@@ -117,11 +141,11 @@ class NoiseSchedule:
         if hasattr(scheduler, "precondition_outputs"):
             curve: SnrCurve = TanCurve() if name.startswith("Cosine") else LogSigmaCurve()
             coordinates: Coordinates = "ve"
-            sigma_data = float(config.sigma_data)
+            sigma_data = float(config["sigma_data"])
         elif config.get("invert_sigmas") or "Inverse" in name:
             raise InputError(f"{name} runs from data to noise; give alpha and sigma themselves instead")
         elif "FlowMatch" in name or config.get("use_flow_sigmas"):
-            curve, coordinates = FlowCurve(float(config.num_train_timesteps)), "flow"
+            curve, coordinates = FlowCurve(float(config["num_train_timesteps"])), "flow"
             prediction = prediction if config.get("use_flow_sigmas") else "flow_prediction"
         elif hasattr(scheduler, "alphas_cumprod"):
             curve = LogSigmaCurve() if continuous else TableCurve(_falling(scheduler.alphas_cumprod))

@@ -1,4 +1,4 @@
-"""Start a diffusers pipeline in the middle of its schedule, from where the closed form says its noise would have come to.
+"""Start a diffusers pipeline in the middle of its schedule, from the state that the closed form says its noise would reach.
 
 The first steps of a sampler decide what is nearly Gaussian, and for a Gaussian the probability flow is known: x_T, drawn by
 the pipeline itself and therefore the noise of the full run with the same generator, is moved by `GaussianManifold.solve`
@@ -6,7 +6,7 @@ from the level of the sampler's first step to that of a later one, and the pipel
 told otherwise: its list of timesteps is complete, its `begin_index` says where it stands, and a multistep solver starts with
 its first order there, as in any image-to-image pipeline.
 
-Nothing of a family is built in. For the duration of the call
+Nothing here is specific to one family of pipelines. For the duration of the call
 
     scheduler.set_timesteps   lets the pipeline see the later steps alone
     prepare_latents           gives the moved state, packed as the family packs it (`manifold.pipeline_families`)
@@ -38,7 +38,7 @@ from .errors import InputError, ShapeError
 from .pipeline_families import arguments_of, replaced, state_layout, visited_levels
 from .probability_flow import solve_flow
 
-__all__ = ["FlowSolver", "Teleported", "first_orders", "starts", "teleport", "timesteps_from"]
+__all__ = ["FlowSolver", "Teleported", "first_orders", "starts", "steps_left_out", "teleport", "timesteps_from"]
 
 _SKIP = 0.3
 
@@ -160,6 +160,7 @@ class _Jump:
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler
         self.move, self.skip, self.sigma = move, skip, sigma
         self.args, self.kwargs = args, kwargs
+        self.prepares = hasattr(pipeline, "prepare_latents")
         self.timesteps: Any = None
         self.levels: list[tuple[float, float]] = []
         self.start = 0
@@ -176,13 +177,12 @@ class _Jump:
 
     def run(self) -> Any:
         """The pipeline's result. Raises: as `teleport`."""
-        prepares = hasattr(self.pipeline, "prepare_latents")
         with ExitStack() as changed:
             changed.enter_context(replaced(self.scheduler, "set_timesteps", self._plan))
             changed.enter_context(replaced(self.scheduler, "step", self._step))
             if hasattr(self.scheduler, "scale_model_input"):
-                changed.enter_context(replaced(self.scheduler, "scale_model_input", partial(self._scale, prepares)))
-            if prepares:
+                changed.enter_context(replaced(self.scheduler, "scale_model_input", self._scale))
+            if self.prepares:
                 changed.enter_context(replaced(self.pipeline, "prepare_latents", self._prepare))
             else:
                 changed.callback(self._network().register_forward_pre_hook(self._show, with_kwargs=True).remove)
@@ -214,7 +214,7 @@ class _Jump:
         """Place of the first evaluation in the list of timesteps, and the timesteps from there on."""
         places = starts(self.scheduler)
         if self.skip is not None:
-            start = places[min(int(self.skip * len(places) + 1e-9), len(places) - 1)]
+            start = places[steps_left_out(self.skip, len(places))]
         else:
             assert self.sigma is not None
             ratios = [s / a if a else float("inf") for a, s in (self.levels[place] for place in places)]
@@ -270,10 +270,10 @@ class _Jump:
             self._after = self._moved(sample)
         return self._after
 
-    def _scale(self, prepares: bool, scale_model_input: Callable[..., Any]) -> Callable[..., Any]:
+    def _scale(self, scale_model_input: Callable[..., Any]) -> Callable[..., Any]:
         def scaled(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             self._complete()
-            if self.start and not prepares and self._after is None:
+            if self.start and not self.prepares and self._after is None:
                 sample = self._replace(sample)
             return scale_model_input(sample, *args, **kwargs)
 
@@ -313,7 +313,10 @@ class _Jump:
         return stepped
 
     def _first_state(self, sample: Tensor, timestep: Any) -> Tensor:
-        """The moved state, of which the first step's may be a copy or still x_T. Raises: InputError if it is neither."""
+        """The moved state, of which the first step's may be a copy; or still x_T, where only the network was shown the other.
+
+        Raises: InputError if it is neither.
+        """
         rows = len(sample)
         if (
             self._after is not None
@@ -322,7 +325,7 @@ class _Jump:
         ):
             if torch.equal(sample, self._after[:rows].to(sample)):
                 return sample
-            if torch.equal(sample, self._before[:rows].to(sample)):
+            if not self.prepares and torch.equal(sample, self._before[:rows].to(sample)):
                 return self._after[:rows].to(sample)
         self._refuse()
 
@@ -334,6 +337,11 @@ class _Jump:
             f"{type(self.pipeline).__name__} does not start from its scheduler's first step with the noise it draws, as "
             "pipelines from an image do not; it cannot be teleported"
         )
+
+
+def steps_left_out(share: float, steps: int) -> int:
+    """Whole steps that a share in [0, 1) of them is, rounded down but for round-off; the last step is always made."""
+    return min(int(share * steps + 1e-9), steps - 1)
 
 
 def starts(scheduler: Any) -> list[int]:

@@ -160,10 +160,10 @@ def test_numbers_of_steps_that_diffusers_cannot_space_are_passed_over(root):
         scheduler.set_timesteps(steps)
         if scheduler.timesteps.min() < 0:
             impossible.append(steps)
-    assert impossible, "diffusers has mended it: `_possible` can go"
+    assert impossible, "diffusers has mended it: `_spaced` can go"
     with pytest.raises(InputError, match="timestep must lie between"):
         runs.ratios("ddim", impossible[0])
-    with pytest.raises(InputError, match=f"cannot make {impossible[0]} steps of ddim"):
+    with pytest.raises(InputError, match=f"a DDIMScheduler cannot make {impossible[0]} steps: one would be at"):
         runs.paint("ddim", impossible[0], [0])
     with pytest.raises(InputError, match=f"cannot make {impossible[0]} steps: one would be at timestep -1"):
         load_demo_model()(0, num_inference_steps=impossible[0])
@@ -337,6 +337,7 @@ def test_errors(root, tmp_path):
         ({"evaluations": (1001,)}, "makes 1 to 1,000 steps, 1,001 were asked for"),
         ({"steps": (2000,)}, "makes 1 to 1,000 steps, 2,000 were asked for"),
         ({"device": "gpu"}, "'gpu' is no device"),
+        ({"batch_size": 0}, "batch_size must be at least 1, it is 0"),
     ):
         with pytest.raises(InputError, match=words):
             bench_teleport(root, pipeline, **{"seeds": 4, **options})
@@ -344,8 +345,11 @@ def test_errors(root, tmp_path):
     with pytest.raises(InputError, match="neither class labels nor prompts"):
         bench_teleport(root, tiny_ddpm())
     flow = tiny_latent(diffusers.FlowMatchEulerDiscreteScheduler())
-    with pytest.raises(InputError, match="on schedules with alphas_cumprod"):
+    with pytest.raises(InputError, match=r"on schedules with alphas_cumprod, the FlowMatchEuler.* is of flow matching"):
         bench_teleport(root, flow)
+    sana = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    with pytest.raises(InputError, match="the DPMSolverMultistepScheduler of LatentPipeline is of flow matching"):
+        bench_teleport(root, tiny_latent(sana))  # as Sana has it; that has alphas_cumprod too
     with pytest.raises(MismatchError, match="have 256 values, the workspace's 18"):
         bench_teleport(root, tiny_demo(diffusers.DDIMScheduler(clip_sample=False)), seeds=2, reference_steps=2)
     with pytest.raises(InputError, match="holds no diffusers pipeline"):
@@ -356,6 +360,11 @@ def test_errors(root, tmp_path):
     fit_workspace(unlabelled.root)
     with pytest.raises(InputError, match="whole-number label"):
         bench_teleport(unlabelled.root, pipeline, per_class=True)
+    fit_workspace(unlabelled.root, model="stationary")
+    painted = len(pipeline.asked) if hasattr(pipeline, "asked") else 0
+    with pytest.raises(NotFittedError, match="no explicit eigenvectors"):
+        bench_teleport(unlabelled.root, pipeline, seeds=2)
+    assert len(getattr(pipeline, "asked", [])) == painted
 
 
 def text_of(parts):

@@ -216,7 +216,7 @@ def test_errors_are_one_sentence(workspace, tmp_path):
     fails(manifold("search", workspace, tmp_path / "text.png"), "cannot be used")
     photos = workspace.parent / "photos"
     fails(manifold("encode", photos, "-w", tmp_path / "ws", "--encoder", "no-such/model"), "no-such/model", "pixels")
-    fails(manifold("encode", photos, "-w", workspace, "--size", 24), "image_size 16 there, 24 now")
+    fails(manifold("encode", photos, "-w", workspace, "--size", 24), "encoder size 16 there, 24 now")
 
 
 def test_debug_keeps_the_traceback(tmp_path):
@@ -564,7 +564,7 @@ def test_a_rank_too_large_is_refused_before_an_image_is_encoded(tmp_path):
     for rank in (0, 49):
         refused = manifold("run", photos, "-w", tmp_path / "ws", "--size", 4, "--rank", rank)
         fails(refused, "--rank must lie between 1 and d = 48", f"it is {rank}")
-    assert not list((tmp_path / "ws").glob("latents/*"))
+    assert not (tmp_path / "ws").exists()
     done = manifold("run", photos, "-w", tmp_path / "ws", "--size", 4, "--rank", 48)
     assert done.returncode == 0, done.stderr
 

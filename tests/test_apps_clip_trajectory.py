@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from manifold_apps.clip_trajectory import _conditions, follow_clip
+from manifold_apps.clip_trajectory import follow_clip
 from manifold_apps.run import run_images
+from manifold_apps.seeded_runs import conditions
 from rich.console import Console
 from test_apps_cli import manifold, write_photos
 from tiny_clip import projection_model
-from tiny_pipelines import SD, LatentPipeline, quiet, tiny_demo, tiny_unet, tiny_vae
+from tiny_pipelines import SD, LatentPipeline, tiny_ddim, tiny_demo, tiny_latent
 
 from index.clip import embed_workspace
 from index.clip.search import resize_images
@@ -90,6 +91,26 @@ def test_the_table_holds_the_figures_of_the_first_and_the_last_step(followed):
     assert "by chance 15.00%" in text
 
 
+class Written(LatentPipeline):
+    """Paints from text."""
+
+    def __call__(self, prompt, output_type="latent"):
+        raise NotImplementedError
+
+
+def test_generations_take_turns_with_what_the_pipeline_takes():
+    painter = tiny_demo(DDIMScheduler(**SD))
+    assert conditions(painter, range(3, 7), ()) == {"class_labels": [3, 4, 0, 1]}
+    assert conditions(painter, range(3, 7), (), labelled=False) == {"class_labels": [5] * 4}
+    written = Written(painter.unet, painter.vae, painter.scheduler)
+    assert conditions(written, range(3), ["a", "b"]) == {"prompt": ["a", "b", "a"]}
+    with pytest.raises(InputError, match="Written paints from text; give at least one --prompt"):
+        conditions(written, range(3), ())
+    for other in (tiny_ddim(), tiny_latent(DDIMScheduler())):  # the second has labels, and does not say how many
+        with pytest.raises(InputError, match="takes neither class labels nor prompts"):
+            conditions(other, range(3), ["a"])
+
+
 def test_what_does_not_fit_is_said(root, tmp_path):
     with pytest.raises(InputError, match="seeds must be at least 2"):
         follow_clip(root / "ws", seeds=1)
@@ -97,9 +118,6 @@ def test_what_does_not_fit_is_said(root, tmp_path):
         follow_clip(root / "ws", device="gpu")
     with pytest.raises(InputError, match="makes 1 to 1,000 steps, 2,000 were asked for"):
         follow_clip(root / "ws", str(root / "painter"), seeds=2, steps=2000, clip=projection_model())
-    unlabelled = quiet(LatentPipeline(tiny_unet(4), tiny_vae(), DDIMScheduler()))
-    with pytest.raises(InputError, match="give at least one --prompt"):
-        _conditions(unlabelled, 2, ())
     write_photos(tmp_path / "photos", 12)
     run_images(tmp_path / "photos", tmp_path / "ws", size=8, workers=0)
     with pytest.raises(NotFittedError, match="manifold clip"):

@@ -11,13 +11,14 @@ from PIL import Image
 
 from index.encoders import PixelEncoder
 from index.images.decode import REASONS
+from index.workspace import Recipe
 from manifold.errors import InputError
 
 
 @pytest.fixture
 def workspace():
-    encoder = PixelEncoder(8)
-    return SimpleNamespace(manifest=SimpleNamespace(recipe=SimpleNamespace(crop="center", encoder=encoder.spec)))
+    recipe = Recipe("photos", 1, "", PixelEncoder(8).spec, "center", batch_size=1, shard_rows=1)
+    return SimpleNamespace(manifest=SimpleNamespace(recipe=recipe))
 
 
 def png(size) -> bytes:

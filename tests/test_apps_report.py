@@ -18,6 +18,7 @@ from manifold_apps.report import write_report
 from manifold_apps.report_measure import _nearest_step, stepped_gains
 from manifold_apps.report_model import open_flow_model
 from manifold_apps.report_page import Picture, Section, Table, _prose, page
+from manifold_apps.seeded_runs import open_pipeline
 from manifold_apps.training.checkpoints import keep_checkpoint
 from PIL import Image
 from tiny_pipelines import SD, ExactGaussian, quiet, tiny_ddim, tiny_ddpm, tiny_demo, tiny_dit, tiny_latent, tiny_unet
@@ -25,7 +26,7 @@ from tiny_pipelines import SD, ExactGaussian, quiet, tiny_ddim, tiny_ddpm, tiny_
 from index.build import build_index
 from index.encode import encode_images
 from index.fit import fit_workspace
-from manifold.errors import FormatError, InputError, MismatchError, MissingExtraError, NotFittedError
+from manifold.errors import FormatError, InputError, MismatchError, MissingExtraError
 from manifold.learning import Learning
 from manifold.rows import ArrayRows, RowSubset
 from manifold.schedule import NoiseSchedule
@@ -413,6 +414,12 @@ def test_the_rest_of_a_path_is_the_samplers_own(made):
 def test_models_that_cannot_be_opened_say_so(workspace, tmp_path):
     with pytest.raises(InputError, match="is no folder here"):
         write_report(workspace, tmp_path / "runs" / "painter")
+    (tmp_path / "tomorrow").mkdir()
+    (tmp_path / "tomorrow" / "model_index.json").write_text('{"_class_name": "TomorrowPipeline"}')
+    with pytest.raises(
+        InputError, match="names the pipeline 'TomorrowPipeline', which the installed diffusers does not"
+    ):
+        write_report(workspace, tmp_path / "tomorrow")
     if find_spec("transformers") is None:
         (tmp_path / "sd").mkdir()
         (tmp_path / "sd" / "model_index.json").write_text(
@@ -420,6 +427,26 @@ def test_models_that_cannot_be_opened_say_so(workspace, tmp_path):
         )
         with pytest.raises(MissingExtraError, match="needs transformers; install it with: pip install transformers"):
             write_report(workspace, tmp_path / "sd")
+
+
+def test_the_home_folder_has_its_short_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_ddim().save_pretrained(tmp_path / "model")
+    assert type(open_pipeline("~/model", "cpu")).__name__ == "DDIMPipeline"
+    model = open_flow_model("~/model", 6, device="cpu")
+    assert (model.name, model.folder) == ("model", tmp_path / "model")
+    assert open_flow_model(tiny_ddim(), 6).folder is None
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+def test_what_is_kept_of_another_samplers_options_changes_nothing():
+    """Some samplers clip and Euler's do not: from DDIM's options it is replaced by a DDIM that does not either."""
+    clipping = diffusers.DDIMScheduler(clip_sample=True)
+    pipeline = tiny_ddim()
+    pipeline.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(clipping.config)
+    assert pipeline.scheduler.config.clip_sample
+    assert not open_flow_model(pipeline, 6).pipeline.scheduler.config.clip_sample
 
 
 def test_a_model_computes_in_the_type_asked_for(tmp_path):
@@ -432,6 +459,8 @@ def test_a_model_computes_in_the_type_asked_for(tmp_path):
     found = narrow.denoiser().denoise(runs[0].x_t[2], *level)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wide.denoiser().denoise(runs[0].x_t[2], *level), rtol=0.1, atol=0.1)
+    with pytest.raises(InputError, match="dtype must be float32, float16 or bfloat16, it is 'half'"):
+        open_flow_model(tmp_path / "model", 6, dtype="half")
     tiny_ddim().save_pretrained(tmp_path / "other")
     assert open_flow_model(tmp_path / "other", 6, device="cpu", dtype="bfloat16").network.dtype == torch.bfloat16
 
@@ -450,17 +479,25 @@ def test_a_model_on_a_cuda_device_is_measured_as_on_the_processor(tmp_path):
 
 
 def test_what_cannot_be_reported_says_so(workspace, tmp_path):
-    with pytest.raises(NotFittedError, match=r"no model_index\.json"):
+    with pytest.raises(InputError, match=r"no model_index\.json.* manifold train-demo"):
         write_report(workspace, tmp_path, tmp_path / "a.html")
     with pytest.raises(InputError, match=r"StableDiffusionPipeline, .* LatentPipeline is a LatentPipeline"):
         write_report(workspace, tiny_latent(ddim()), tmp_path / "a.html")
     with pytest.raises(InputError, match="is a DDIMPipeline, which paints without a prompt; leave the prompt out"):
         write_report(workspace, tiny_ddim(), tmp_path / "a.html", prompt="a cat")
+    with pytest.raises(InputError, match="is a DDIMPipeline, which paints without further keywords; leave eta out"):
+        write_report(workspace, tiny_ddim(), tmp_path / "a.html", call={"eta": 1.0})
     with pytest.raises(InputError, match="at least 4 seeds"):
         write_report(workspace, tiny_ddim(), tmp_path / "a.html", seeds=3)
     for steps in (0, 2000):
         with pytest.raises(InputError, match=f"makes 1 to 1,000 steps, {steps:,} were asked for"):
             write_report(workspace, tiny_ddim(), tmp_path / "a.html", steps=steps)
+    spaced = diffusers.DDIMScheduler(timestep_spacing="trailing")
+    impossible = next(n for n in range(1, 1001) if spaced.set_timesteps(n) or int(spaced.timesteps[-1]) < 0)
+    with pytest.raises(
+        InputError, match=f"a DDIMScheduler cannot make {impossible} steps: one would be at timestep -1"
+    ):
+        write_report(workspace, tiny_ddpm(), tmp_path / "a.html", steps=impossible)  # DDIM stands in for its DDPM
     with pytest.raises(MismatchError, match="the model's states are 4 x 8 x 8"):
         write_report(workspace, tiny_dit(), tmp_path / "a.html")
     assert not (tmp_path / "a.html").exists()

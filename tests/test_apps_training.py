@@ -327,6 +327,7 @@ def test_training_makes_a_pipeline_that_opens_and_a_gallery_that_can_be_painted_
     ("options", "words"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, it is 0"),
+        ({"gallery": 0}, "the gallery must have at least 1 image, it would have 0"),
         ({"autoencoder_steps": 0}, "need at least 1 step each, they would get 0 and 60,000"),
         ({"denoiser_steps": 0}, "need at least 1 step each, they would get 3,200 and 0"),
         ({"minutes": 0}, "minutes must be above 0, they are 0"),

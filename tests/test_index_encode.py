@@ -17,10 +17,11 @@ import pytest
 from helpers import SHARED, needs_shared
 from PIL import Image
 
-from index.encode import encode_images
+from index.encode import encode_images, encode_one
+from index.encoders import PixelEncoder
 from index.shards import read_rejects
 from index.verify import verify_workspace
-from index.workspace import Workspace
+from index.workspace import Recipe, Workspace
 from manifold.errors import InputError, MismatchError, NonFiniteError, StorageError, TooManyRejectsError
 
 
@@ -272,13 +273,46 @@ def test_folder_without_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"), [({"size": 16}, "image_size 8 there, 16 now"), ({"crop": "squash"}, "crop center there")]
+    ("changed", "words"), [({"size": 16}, "encoder size 8 there, 16 now"), ({"crop": "squash"}, "crop center there")]
 )
 def test_other_options_need_another_folder(tmp_path, changed, words):
     write_images(tmp_path / "images", 3)
     encode_images(tmp_path / "images", tmp_path / "ws", size=8, workers=0)
     with pytest.raises(MismatchError, match=words):
         encode_images(tmp_path / "images", tmp_path / "ws", **{"size": 8, "workers": 0, **changed})
+
+
+def test_what_is_to_be_encoded_can_be_refused_before_anything_is_written(tmp_path):
+    write_images(tmp_path / "images", 3)
+    seen = []
+
+    def check(recipe):
+        seen.append((recipe.inputs, recipe.encoder.d, recipe.crop))
+        raise InputError("not this")
+
+    with pytest.raises(InputError, match="not this"):
+        encode_images(tmp_path / "images", tmp_path / "ws", size=8, workers=0, check=check)
+    assert seen == [(3, 192, "center")]
+    assert not (tmp_path / "ws").exists()
+
+
+@pytest.mark.parametrize(
+    ("crop", "columns"), [("center", "gggggggg"), ("none", "gggggggg"), ("squash", "rr.gg.bb")]
+)  # a dot where colours mix
+def test_one_more_image_is_cut_as_the_others_were(crop, columns):
+    """Red, green and blue squares side by side: the middle alone, or all three distorted."""
+    colours = {"r": (255, 0, 0), "g": (0, 255, 0), "b": (0, 0, 255)}
+    pixels = np.repeat(np.array(list(colours.values()), dtype=np.uint8), 24, axis=0)[None].repeat(24, axis=0)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    encoder = PixelEncoder(8)
+    recipe = Recipe("photos", 1, "", encoder.spec, crop, batch_size=1, shard_rows=1)
+    latent = encode_one(file.getvalue(), recipe, encoder)
+    assert latent.shape == (1, 3, 8, 8)
+    for column, colour in enumerate(columns):
+        if colour != ".":
+            wanted = np.array(colours[colour]) / 127.5 - 1
+            np.testing.assert_allclose(latent[0, :, :, column].T.numpy(), np.tile(wanted, (8, 1)), atol=0.15)
 
 
 def test_a_changed_collection_is_noticed(tmp_path):

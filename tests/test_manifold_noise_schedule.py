@@ -235,6 +235,25 @@ def test_zero_terminal_snr_is_pure_noise():
         schedule.convert(torch.zeros(1, 2), 999, "ve")
 
 
+def test_options_of_another_class_are_no_part_of_a_schedule():
+    """DDIM made from the options of an Euler sampler with logarithms for timesteps has whole ones, and its own table."""
+    euler = diffusers.EulerDiscreteScheduler(**SD, prediction_type="v_prediction", timestep_type="continuous")
+    scheduler = diffusers.DDIMScheduler.from_config(euler.config)
+    assert scheduler.config.timestep_type == "continuous"
+    alpha, sigma = NoiseSchedule.from_scheduler(scheduler).levels(torch.tensor([3, 500]))
+    cumulative = scheduler.alphas_cumprod[[3, 500]].double()
+    torch.testing.assert_close(alpha, cumulative.sqrt(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(sigma, (1 - cumulative).sqrt(), rtol=1e-6, atol=0)
+
+
+def test_options_that_a_subclass_passes_on_are_its_own():
+    class PassesOn(diffusers.DDIMScheduler):
+        def __init__(self, **options):
+            super().__init__(**options)
+
+    assert NoiseSchedule.from_scheduler(PassesOn(prediction_type="v_prediction")).prediction == "v_prediction"
+
+
 def test_from_a_folder(tmp_path):
     diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / "scheduler")
     alpha, sigma = NoiseSchedule.from_scheduler(tmp_path).levels(torch.tensor([0.0, 250.0, 1000.0]))

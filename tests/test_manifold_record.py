@@ -112,6 +112,27 @@ def test_latent_pipeline_with_every_scheduler(name, options):
             torch.testing.assert_close(alpha * x0 + sigma * eps, one.state.double(), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "other"),
+    [
+        ("DEISMultistepScheduler", {}, diffusers.UniPCMultistepScheduler(**SD, predict_x0=True)),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+         diffusers.UniPCMultistepScheduler(**SD, predict_x0=True)),
+        ("UniPCMultistepScheduler", {"predict_x0": False, "final_sigmas_type": "sigma_min"},
+         diffusers.DPMSolverMultistepScheduler(**SD, algorithm_type="dpmsolver++")),
+    ],
+)  # fmt: skip
+def test_a_sampler_goes_by_its_own_options_whichever_it_was_made_from(name, options, other):
+    """`from_config` keeps what only the other class goes by; the sampler itself takes no notice of it."""
+    call = {"class_labels": [1, 4], "num_inference_steps": 6}
+    kinds = getattr(diffusers, name)
+    kept, plain = kinds.from_config(other.config, **options), kinds(**SD, **options)
+    assert {"predict_x0", "algorithm_type"} <= set(kept.config)
+    recordings = [record(tiny_latent(one), **call, generator=seeded()) for one in (kept, plain)]
+    assert torch.equal(recordings[0].x_t, recordings[1].x_t)
+    assert torch.equal(recordings[0].x0_hat, recordings[1].x0_hat)
+
+
 def test_second_order_samplers_show_every_evaluation():
     for name, evaluations in (("HeunDiscreteScheduler", 11), ("KDPM2DiscreteScheduler", 11), ("PNDMScheduler", 7)):
         recording = record(

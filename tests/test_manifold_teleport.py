@@ -26,7 +26,7 @@ from manifold.gaussian import GaussianManifold
 from manifold.mixture import GaussianMixture
 from manifold.probability_flow import solve_flow
 from manifold.recording import record
-from manifold.teleport import teleport
+from manifold.teleport import steps_left_out, teleport
 
 # diffusers passes tensors to numpy the old way; nothing of ours.
 pytestmark = [
@@ -311,6 +311,8 @@ def test_the_default_is_three_tenths_and_rounds_down():
     assert compared(pipeline, manifold, 19)[0].evaluations == 19 - 5
     assert compared(pipeline, manifold, 10, skip=0.3)[0].evaluations == 7
     assert compared(pipeline, manifold, 10, skip=0.99)[0].evaluations == 1
+    for steps in range(1, 101):  # round-off, as of 0.29 * 100, takes no step away
+        assert [steps_left_out(left / steps, steps) for left in range(steps)] == list(range(steps))
 
 
 def test_mixtures_and_statistics_of_each_images_class():
@@ -369,6 +371,25 @@ class FromAnImage(LatentPipeline):
             return super().__call__(**call)
         finally:
             self.scheduler.set_timesteps = set_timesteps
+
+
+def test_a_pipeline_that_goes_on_with_a_copy_of_its_noise_is_refused():
+    """It draws before it plans its steps, as FLUX does, but its network would be shown the copy, which nobody moved."""
+
+    class Copies(LatentPipeline):
+        @torch.no_grad()
+        def __call__(self, n=2, generator=None):
+            drawn = self.prepare_latents(n, torch.float32, "cpu", generator).clone()
+            self.scheduler.set_timesteps(8)
+            for t in self.scheduler.timesteps:
+                labels = torch.zeros(n, dtype=torch.long)
+                drawn = self.scheduler.step(self.unet(drawn, t, class_labels=labels).sample, t, drawn).prev_sample
+            return drawn
+
+    own = tiny_latent(diffusers.DDIMScheduler(**SD, clip_sample=False))
+    pipeline = quiet(Copies(own.unet, own.vae, own.scheduler))
+    with pytest.raises(InputError, match="Copies does not start from its scheduler's first step"):
+        teleport(pipeline, gaussian((4, 8, 8))[0], skip=0.5, generator=seeded())
 
 
 def test_wrong_use_is_said():

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from index.images import RejectedImage, decode_image
-from index.images.decode import Crop
+from index.encode import encode_one
+from index.images import RejectedImage
 from index.workspace import Workspace
 from manifold.errors import InputError
 
@@ -51,10 +50,7 @@ def encode_upload(data: bytes, name: str, workspace: Workspace, encoder: Encoder
         raise InputError(
             f"{name} has {len(data) / 2**20:,.0f} MiB, uploads may have {MAX_UPLOAD_BYTES // 2**20}; reduce it first"
         )
-    recipe = workspace.manifest.recipe
-    crop: Crop = "squash" if recipe.crop == "squash" else "center"
     try:
-        decoded = decode_image(data, recipe.encoder.image_size, crop, max_pixels=MAX_UPLOAD_PIXELS)
+        return encode_one(data, workspace.manifest.recipe, encoder, max_pixels=MAX_UPLOAD_PIXELS).flatten(1)
     except RejectedImage as rejected:
         raise InputError(f"{name} cannot be used: {_WHY.get(rejected.reason, rejected.reason)}") from rejected
-    return encoder.encode(torch.tensor(decoded.pixels).permute(2, 0, 1)[None]).flatten(1).float().cpu()

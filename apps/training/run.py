@@ -79,6 +79,8 @@ def train_demo(
         )
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, it is {batch_size}")
+    if gallery < 1:
+        raise InputError(f"the gallery must have at least 1 image, it would have {gallery}")
     if minutes is not None and not minutes > 0:
         raise InputError(f"minutes must be above 0, they are {minutes:g}; leave them out for no limit")
     root = Path(folder)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from index.encoders.opening import choose_device
-from manifold.errors import FormatError, InputError, MissingExtraError, NonFiniteError, ShapeError
+from manifold.errors import FormatError, InputError, MissingExtraError, NonFiniteError, ShapeError, first_line
 
 from .store import ClipSpec
 
@@ -101,7 +101,7 @@ def open_clip_model(name: str, *, device: str | None = None) -> ClipModel:
     except (
         Exception
     ) as error:  # open_clip and what it loads with raise nearly anything for a wrong name or a damaged file
-        sentence = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        sentence = first_line(error)
         if Path(name).expanduser().exists():
             raise FormatError(f"{name} holds no open_clip model that can be read ({sentence[:200]})") from error
         raise InputError(

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from manifold.demo_model import MODEL_FOLDER
-from manifold.errors import FormatError, InputError, MismatchError
+from manifold.errors import FormatError, InputError, MismatchError, first_line
 from manifold.files import read_json, sha256_file
 
 from .pixels import PixelEncoder
 from .spec import Encoder, EncoderSpec
 from .vae import SUPPORTED, VaeEncoder
 
-__all__ = ["DEFAULT_SIZES", "choose_device", "open_encoder", "reopen"]
+__all__ = ["DEFAULT_SIZES", "choose_device", "choose_dtype", "open_encoder", "reopen"]
 
 DEFAULT_SIZES = {"pixels": 64, "demo-vae": 32}
 """Encoders that need no files of the user's, and the side of their images in pixels unless given."""
@@ -58,16 +58,14 @@ def open_encoder(
     """
     if mode not in ("mode", "sample"):
         raise InputError(f"mode must be `mode` or `sample`, it is {mode!r}")
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise InputError(f"dtype must be float32, float16 or bfloat16, it is {dtype!r}")
-    place = choose_device(device)
+    computed_in, place = choose_dtype(dtype), choose_device(device)
     if id == "pixels":
         if mode == "sample":
             raise InputError("pixels have no posterior to sample; use --mode mode")
         return PixelEncoder(image_size)
     folder, revision = (MODEL_FOLDER, None) if id == "demo-vae" else _locate(id)
     folder, config = _autoencoder_config(folder, id)
-    vae = _load(folder, config, id, dtype)
+    vae = _load(folder, config, id, computed_in)
     return VaeEncoder(
         vae,
         id=id,
@@ -135,6 +133,14 @@ def choose_device(asked: str | None = None) -> str:
     return asked
 
 
+def choose_dtype(asked: str) -> torch.dtype:
+    """The type that a model computes in, by its name. Raises: InputError if it is none of float32, float16, bfloat16."""
+    if asked not in ("float32", "float16", "bfloat16"):
+        raise InputError(f"dtype must be float32, float16 or bfloat16, it is {asked!r}")
+    found: torch.dtype = getattr(torch, asked)
+    return found
+
+
 def _locate(id: str) -> tuple[Path, str | None]:
     """The folder of a model, and its revision if it came from the hub."""
     path = Path(id).expanduser()
@@ -175,12 +181,12 @@ def _autoencoder_config(folder: Path, id: str) -> tuple[Path, dict[str, Any]]:
     return folder, config
 
 
-def _load(folder: Path, config: dict[str, Any], id: str, dtype: str) -> Any:
+def _load(folder: Path, config: dict[str, Any], id: str, dtype: torch.dtype) -> Any:
     import diffusers
     from safetensors import SafetensorError
 
     # The pipelines of models marked force_upcast (SDXL) run their autoencoder in float32 where the rest runs in float16.
-    upcast = dtype == "float16" and config.get("force_upcast", False)
+    upcast = dtype == torch.float16 and config.get("force_upcast", False)
     kind = getattr(diffusers, config["_class_name"])
     verbosity = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity_error()
@@ -189,11 +195,12 @@ def _load(folder: Path, config: dict[str, Any], id: str, dtype: str) -> Any:
             folder,
             use_safetensors=True,
             low_cpu_mem_usage=False,
-            torch_dtype=torch.float32 if upcast else getattr(torch, dtype),
+            torch_dtype=torch.float32 if upcast else dtype,
         )
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FormatError(f"the autoencoder in {id} cannot be loaded ({reason}); save or download it again") from error
+        raise FormatError(
+            f"the autoencoder in {id} cannot be loaded ({first_line(error)}); save or download it again"
+        ) from error
     finally:
         diffusers.logging.set_verbosity(verbosity)
 
