@@ -170,6 +170,16 @@ def test_recall_is_measured_again_once_many_rows_are_new(tmp_path, rng, added, m
     assert (after == before) == (measured == 600)
 
 
+def test_recall_is_measured_again_once_many_rows_are_gone(tmp_path, rng):
+    latents = (rng.standard_normal((600, 32)) / np.arange(1, 33) ** 0.5).astype(np.float16)
+    root = make_workspace(tmp_path / "ws", latents).root
+    fit_workspace(root)
+    build_index(root)
+    for gone, measured in ((range(100), 600), (range(100, 200), 400)):
+        remove_images(root, [f"{number:06d}" for number in gone])
+        assert json.loads((root / "index" / "image.json").read_text())["recall"]["count"] == measured
+
+
 def _finds(root: Path, latents: np.ndarray, recall: float) -> None:
     queries = latents[::9].astype(np.float64)
     distances = np.linalg.norm(queries[:, None] - latents.astype(np.float64)[None], axis=2)
@@ -293,11 +303,15 @@ def test_an_index_written_without_its_card_is_built_anew(grown, tmp_path):
     assert Searcher.open(grown[0]).card["count"] == 210
 
 
-def test_an_outgrown_basis_is_said_and_a_fitting_one_is_not(tmp_path, rng):
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+def test_an_outgrown_basis_is_said_and_a_fitting_one_is_not(tmp_path, rng, offset):
+    """Shares are of the variance, about the mean: a value that is 5 in all rows has none."""
+
     def vectors(folder: Path, number: int, columns: slice, n: int) -> Path:
         folder.mkdir(exist_ok=True)
         rows = 0.01 * rng.standard_normal((n, 30))
         rows[:, columns] += rng.standard_normal((n, 10))
+        rows[:, 25] += offset
         np.save(folder / f"a_{number}.npy", rows.astype(np.float16))
         return folder
 
@@ -307,7 +321,8 @@ def test_an_outgrown_basis_is_said_and_a_fitting_one_is_not(tmp_path, rng):
     add_images(folder, root)
     vectors(folder, 2, slice(10, 20), 100)
     with pytest.warns(
-        ManifoldWarning, match=r"hold 0\.\d% of the variance of the 100 images added, 100.0% .* build it"
+        ManifoldWarning,
+        match=r"hold 0\.\d% of the variance of the 100 images added, 100.0% .* would hold 7\d\.\d%: .* build it",
     ):
         add_images(folder, root)
     card = json.loads((root / "index" / "image.json").read_text())
@@ -316,6 +331,24 @@ def test_an_outgrown_basis_is_said_and_a_fitting_one_is_not(tmp_path, rng):
     assert verify_workspace(root).problems == ()
     build_index(root)
     assert "basis" not in json.loads((root / "index" / "image.json").read_text())
+
+
+def test_a_basis_that_flatters_the_rows_it_was_made_from_is_not_outgrown(tmp_path, rng):
+    """Of 100 rows it holds much noise that others do not have, and a new one would hold hardly more of those."""
+    scale = np.r_[np.ones(4), np.full(196, 0.1)]
+    latents = (rng.standard_normal((750, 200)) * scale).astype(np.float16)
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    np.save(folder / "a_0.npy", latents[:100])
+    root = made(folder, tmp_path / "ws", rank=16)
+    np.save(folder / "a_1.npy", latents[100:])
+    add_images(folder, root)  # a warning would be an error
+    old = latents[:100].astype(np.float64)
+    vectors = np.linalg.svd(old - old.mean(0))[2][:16].T
+    added = latents[100:].astype(np.float64) - old.mean(0)
+    held = np.square(added @ vectors).sum() / np.square(added).sum()
+    card = json.loads((root / "index" / "image.json").read_text())
+    assert card["basis"]["variance_kept"] - held > 0.1
 
 
 def test_what_cannot_be_added(tmp_path, rng):

@@ -68,6 +68,20 @@ def test_rows_that_nearly_coincide_under_noise_of_any_size(offset):
     np.testing.assert_allclose(probabilities, wanted, rtol=1e-3, atol=1e-12)
 
 
+@pytest.mark.parametrize("k", [3, 50])
+def test_rows_that_nearly_coincide_far_from_the_mean(k):
+    """Two clouds apart: float32 products are off by more than the rows of one cloud differ in their distance."""
+    rng = np.random.default_rng(5)
+    centre = 100 * rng.choice([-1.0, 1.0], 256)
+    x = (centre * rng.choice([-1.0, 1.0], (600, 1)) + 0.1 * rng.standard_normal((600, 256))).astype(np.float16)
+    x_t = torch.from_numpy((x[:12] + 0.5 * rng.standard_normal((12, 256))).astype(np.float32))
+    levels = np.full(12, 0.5)
+    ids, probabilities = asked(x, x_t, levels, k)
+    wanted_ids, wanted = by_bayes(x, x_t, levels, k)
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_allclose(probabilities, wanted, rtol=1e-2)
+
+
 def test_where_all_rows_are_weighty_few_are_read_again():
     """Long rows under much noise: float32 cannot vouch for any probability, and float64 products can for nearly all."""
     rng = np.random.default_rng(3)

@@ -1,6 +1,7 @@
 """The recall report: its truth against brute force in float64, its intervals against SciPy, and that it can be bad."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,6 +100,41 @@ def test_rows_as_near_as_the_truth_count(root):
     state = torch.from_numpy(Workspace.open(root).latents.read([20])).float()
     hits = Searcher.open(root).search(state, k=2)
     assert sorted(hits.ids[0].tolist()) == [20, 500]
+
+
+@pytest.mark.parametrize(("factor", "recall"), [(1.0, 1.0), (1.001, 0.0)])
+def test_other_rows_count_if_they_are_as_near_as_the_truths(root, factor, recall):
+    """A search that returns no row of the truth at all, at its distances or just beyond the last of them."""
+    truth = full_truth(root)
+
+    def search(states, alpha, sigma, question, k):
+        number = next(place for place, cell in enumerate(truth.cells) if cell.states is states)
+        distances = truth.of(number)[1]
+        return SimpleNamespace(
+            ids=np.full(distances.shape, -1),
+            scores=distances if factor == 1 else distances[:, -1:] * factor + 0 * distances,
+        )
+
+    report = measure_recall(SimpleNamespace(search=search, workspace=Workspace.open(root)), truth)
+    for cell in (report["all"], *report["cells"]):
+        assert (cell["recall_at_1"], cell["recall_at_10"]) == (recall, recall)
+
+
+def test_queries_are_rows_with_the_noise_of_their_level_and_clean_latents_of_the_same_distribution(root):
+    """Mean squares about the collection's mean, within four standard errors; and no clean latent is a row."""
+    opened = Workspace.open(root)
+    manifold, squares = load_manifold(opened), {}
+    for seed in range(8):
+        truth = Truth(manifold, opened.latents, seed=seed)
+        assert float(truth.of(0)[1].min()) > 0.01
+        for cell in truth.cells:
+            away = cell.states.double() - manifold.mean.double()
+            squares.setdefault(cell.sigma, []).append(away.square().sum(1))
+    assert len(squares) == 4
+    for sigma, parts in squares.items():
+        found = torch.cat(parts)
+        expected = manifold.total_variance + manifold.d * sigma**2
+        assert float(found.mean()) == pytest.approx(expected, abs=4 * float(found.std()) / len(found) ** 0.5)
 
 
 @pytest.mark.parametrize("wanted", [0.6, 0.9])

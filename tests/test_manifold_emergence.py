@@ -8,12 +8,15 @@ import torch
 from helpers import assert_close
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
+from scipy.stats import spearmanr
 
+from manifold.bootstrap import bootstrap_weights
 from manifold.compare import compare_denoisers
 from manifold.covariance import FullCovariance, LowRankCovariance
 from manifold.emergence import crossing_level, measure_emergence
 from manifold.errors import InputError, NonFiniteError, ShapeError
 from manifold.gaussian import GaussianManifold
+from manifold.nulls import random_directions
 from manifold.perturbation import measure_perturbation
 
 D, N = 24, 40
@@ -77,6 +80,35 @@ def test_the_share_is_a_regression_with_intercept(gaussian):
         assert float(found.curve[20, column]) == pytest.approx(slope, rel=1e-9)
     assert bool(((found.low <= found.level) & (found.level <= found.high)).all())
     assert float((found.high - found.low).min()) > 0
+
+
+def test_the_interval_is_the_percentile_bootstrap_of_refitted_slopes(gaussian):
+    """Every resample fitted anew by NumPy, a trajectory drawn twice standing in it twice."""
+    x_t, x0_hat, alphas, sigmas = recording(gaussian, "ve")
+    noisy = x0_hat + 0.3 * torch.randn(x0_hat.shape, dtype=torch.float64)
+    found = measure_emergence(x_t, noisy, alphas, sigmas, gaussian, modes=3, draws=20)
+    end, now = (x_t[-1] @ gaussian.eigvecs[:, :3]).numpy(), (noisy @ gaussian.eigvecs[:, :3]).numpy()
+    levels = []
+    for times in bootstrap_weights(N, 20).int().numpy():
+        drawn = np.repeat(np.arange(N), times)
+        curves = [np.polyfit(end[drawn, mode], now[:, drawn, mode].T, 1)[0] for mode in range(3)]
+        levels.append(crossing_level(torch.from_numpy(np.stack(curves, 1)), found.noise, 0.5).numpy())
+    low, high = np.nanquantile(levels, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(found.low, low, rtol=1e-9)
+    np.testing.assert_allclose(found.high, high, rtol=1e-9)
+
+
+def test_random_directions_are_ranked_against_the_predicted_order_not_the_measured_one(gaussian):
+    """Predictions that decide the last mode first."""
+    x_t, _, alphas, sigmas = recording(gaussian, "ve")
+    final = (x_t[-1] - gaussian.mean) @ gaussian.eigvecs
+    shares = (1 + (sigmas[:-1, None] ** 2 / gaussian.eigvals.flip(0))).rsqrt()
+    x0_hat = gaussian.mean + (shares[:, None] * final) @ gaussian.eigvecs.T
+    found = measure_emergence(x_t, x0_hat, alphas, sigmas, gaussian, modes=12, draws=2)
+    assert found.rank_correlation == pytest.approx(-1.0)
+    expected = spearmanr(found.predicted, found.null_level).statistic
+    assert abs(expected) > 0.01
+    assert found.null_rank_correlation == pytest.approx(expected)
 
 
 def test_recorded_predictions_of_another_power_are_seen(gaussian):
@@ -149,6 +181,14 @@ def test_crossing_counts_the_last_rise_and_says_nan_where_there_is_none():
     assert float(crossing_level(exact[:, None], noise[1:], 0.5)) == pytest.approx(3 * math.sqrt(3), rel=1e-12)
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_where_a_curve_leaves_zero_to_one_it_crosses_on_a_straight_line_in_log_noise(share):
+    noise = torch.tensor([8.0, 4.0, 1.0, 0.5], dtype=torch.float64)
+    curves = torch.tensor([[0.0, -0.25, 0.75, 1.0], [0.1, 0.2, 1.2, 1.1]], dtype=torch.float64)
+    expected = [np.exp(np.interp(share, curve[1:3], np.log([4.0, 1.0]))) for curve in curves]
+    np.testing.assert_allclose(crossing_level(curves.T, noise, share), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 5.0), (0.6, 0.8), (1.0, 0.05)])
 @pytest.mark.parametrize("tail", [False, True])
 def test_gains_of_the_exact_sampler_are_those_predicted(alpha, sigma, tail):
@@ -166,6 +206,21 @@ def test_gains_of_the_exact_sampler_are_those_predicted(alpha, sigma, tail):
     assert_close(found.control_leak, found.control_leak_predicted[:, None].expand(4, 3))
     if sigma < 5:  # where gains differ, random directions are not kept
         assert float(found.control_leak.min()) > 0.01
+
+
+def test_controls_are_pushed_in_standard_deviations_of_the_state_along_them(gaussian):
+    found = measure_perturbation(
+        lambda x: x,
+        torch.randn(2, D, dtype=torch.float64),
+        0.6,
+        0.8,
+        gaussian,
+        generator=torch.Generator().manual_seed(2),
+    )
+    directions = random_directions(D, 4, torch.Generator().manual_seed(2))
+    eye = torch.eye(D, dtype=torch.float64)
+    noisy = 0.6**2 * gaussian.covariance.apply(lambda v: v, eye) + 0.8**2 * eye
+    assert_close(found.control_delta, 0.1 * (directions.T @ noisy @ directions).diagonal().sqrt())
 
 
 def test_gains_of_an_integrated_flow(gaussian):

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from index import faiss_io
 from manifold import files
-from manifold.errors import FormatError, StorageError
+from manifold.errors import FormatError, StorageError, first_line
 from manifold.files import atomic_path, load_tensors, save_tensors
 
 
@@ -72,3 +72,9 @@ def test_a_file_cut_off_is_damaged(tmp_path):
         path.write_bytes(content[:length])
         with pytest.raises(FormatError, match=r"x\.safetensors is damaged"):
             load_tensors(path)
+
+
+def test_what_another_librarys_error_says_in_one_line():
+    assert first_line(ValueError("\n  no such thing\nat line 3\n")) == "no such thing"
+    assert first_line(OSError()) == "OSError"
+    assert first_line(RuntimeError(" \n ")) == "RuntimeError"

@@ -57,6 +57,13 @@ def test_a_set_and_itself_moved():
     assert frechet_distance(x, x + 0.5) == pytest.approx(0.25 * 40, rel=1e-6)
 
 
+def test_round_off_makes_no_distance_negative():
+    """Of equal sets; some of these would come out at -1e-14."""
+    for n in range(2, 40):
+        x = torch.randn(n, 20)
+        assert 0 <= frechet_distance(x, x) < 1e-10
+
+
 def test_halves_of_one_set_are_as_far_as_theory_says():
     """To first order in 1 / n, E F of two sets of n standard normal rows is 2 d / n + d (d + 1) / (2 n)."""
     d, n = 6, 2000

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import needs_cuda
 
+from manifold.covariance import FullCovariance
 from manifold.denoiser import Denoiser
 from manifold.empirical import EmpiricalDenoiser
 from manifold.errors import InputError, NotFittedError, ShapeError
@@ -136,6 +137,17 @@ def test_wiener_masks_and_their_posterior(images, x_t, threshold):
     if threshold == 0:
         exact = EmpiricalDenoiser(images).denoise(x_t, ALPHA, SIGMA)
         torch.testing.assert_close(model.denoise(x_t, ALPHA, SIGMA), exact, rtol=1e-9, atol=1e-9)
+
+
+def test_without_a_threshold_everything_is_looked_at_where_values_are_independent_too(images, x_t):
+    """The filter's entries off its diagonal are exactly 0, and no less than 0 times the diagonal."""
+    variances = torch.linspace(2, 1, 60, dtype=torch.float64)
+    independent = GaussianManifold(FullCovariance(0 * variances, variances, torch.eye(60, dtype=torch.float64)))
+    assert bool(WienerLocalDenoiser(images, independent, threshold=0.0).mask(ALPHA, SIGMA).all())
+    alone = WienerLocalDenoiser(images, independent).mask(ALPHA, SIGMA)
+    assert torch.equal(alone, torch.eye(60, dtype=torch.bool))
+    found = WienerLocalDenoiser(images, independent, threshold=0.0).denoise(x_t, ALPHA, SIGMA)
+    torch.testing.assert_close(found, EmpiricalDenoiser(images).denoise(x_t, ALPHA, SIGMA), rtol=1e-9, atol=1e-9)
 
 
 def test_masks_widen_with_noise():

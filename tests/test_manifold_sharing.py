@@ -88,6 +88,26 @@ def test_drift_of_a_planted_change(rng):
         drift(first, FullCovariance(torch.zeros(3), torch.ones(3), torch.eye(3)))
 
 
+def test_drift_compares_the_leading_directions():
+    """The second turned by 30 degrees toward the last, or the fourth toward the fifth: seen once k reaches it."""
+    variances = torch.tensor([8.0, 7.0, 4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+    eye, zero = torch.eye(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
+    plain, angle = FullCovariance(zero, variances, eye), math.radians(30)
+    for pair, seen in (((1, 5), {2: [0, 30], 4: [0, 0, 0, 30]}), ((3, 4), {2: [0, 0], 4: [0, 0, 0, 30]})):
+        turned = eye.clone()
+        turned[pair, pair] = math.cos(angle)
+        turned[pair[0], pair[1]], turned[pair[1], pair[0]] = -math.sin(angle), math.sin(angle)
+        for k, expected in seen.items():
+            found = drift(plain, FullCovariance(zero, variances, turned), k).angles_deg
+            torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-6)
+
+
+def test_a_mean_that_leaves_the_reference_is_infinitely_many_deviations_away():
+    flat = FullCovariance(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.eye(2))
+    found = drift(flat, FullCovariance(torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.0]), torch.eye(2)))
+    assert (found.mean_shift, found.mean_shift_sigma) == (0.5, math.inf)
+
+
 def test_principal_angles_are_scipy_s_also_when_tiny(rng):
     first = np.linalg.qr(rng.standard_normal((20, 4)))[0]
     second = np.linalg.qr(first + np.array([1e-9, 1e-5, 0.3, 5.0]) * rng.standard_normal((20, 4)))[0]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_close
+from torch import Tensor
 
 from manifold.covariance import CovarianceModel, FullCovariance, LowRankCovariance, fit_covariance, fit_stationary
 from manifold.cross_spectrum import CrossSpectrum
@@ -125,6 +126,28 @@ def test_power_spectra_are_variances_of_fourier_coefficients(rng):
     fourier = np.fft.fft2(np.eye(60).reshape(60, *shape), norm="ortho").reshape(60, 60)
     reference = np.einsum("ia,ij,jb->ab", fourier.conj(), dense, fourier).diagonal().real
     assert_close(frequency_power(low, shape).flatten(), torch.from_numpy(reference.copy()), scale=100.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6), (1, 8, 3), (1, 2, 9)])
+def test_rings_are_as_wide_as_one_step_of_the_longer_side(shape, rng, monkeypatch):
+    """Frequency by frequency in a loop; and eigenvectors taken three at a time give the same power."""
+    _, height, width = shape
+    d = math.prod(shape)
+    model = model_of(np.sort(rng.random(d) + 0.1)[::-1].copy(), k=d - 2, tail_var=0.05)
+    power, steps = frequency_power(model, shape), max(height, width)
+    rings: dict[int, list[tuple[float, Tensor]]] = {}
+    for y in range(height):
+        for x in range(width):
+            radius = math.hypot(min(y, height - y) / height, min(x, width - x) / width)
+            rings.setdefault(round(radius * steps), []).append((radius, power[:, y, x]))
+    found = radial_power(model, shape)
+    assert found.coefficients.tolist() == [len(rings[number]) for number in sorted(rings)]
+    for place, number in enumerate(sorted(rings)):
+        radii, values = zip(*rings[number], strict=True)
+        assert float(found.frequency[place]) == pytest.approx(np.mean(radii))
+        assert_close(found.power[:, place], torch.stack(values).mean(0))
+    monkeypatch.setattr("manifold.power._BATCH_VALUES", 3 * d)
+    assert_close(frequency_power(model, shape), power)
 
 
 @pytest.mark.parametrize("width", [5, 6])
@@ -247,6 +270,11 @@ def test_convergence_approaches_the_whole(rng):
     assert [point.count for point in points] == [200, 400, 800, 1600, 3200]
     assert points[-1].overlap == pytest.approx(1.0)
     assert points[0].overlap < points[2].overlap <= 1.0
+    variances = np.linalg.eigvalsh(np.cov(rows.T))[::-1]
+    assert points[-1].largest == pytest.approx(variances[0], rel=1e-4)
+    assert points[-1].trace == pytest.approx(variances.sum(), rel=1e-4)
+    law = power_law(torch.from_numpy(variances.copy()), 1, 30)
+    assert points[-1].exponent == pytest.approx(law.exponent, rel=1e-4)
     assert points[-1].participation_ratio == pytest.approx(
         np.trace(np.cov(rows.T)) ** 2 / np.linalg.norm(np.cov(rows.T)) ** 2, rel=1e-4
     )

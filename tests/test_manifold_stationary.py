@@ -81,6 +81,15 @@ def test_cross_spectrum_does_not_depend_on_batches_or_merging(cuts, offset):
     assert_close(torch.view_as_real(parts.matrices((0, 2, 3))), torch.view_as_real(others), scale=10 * (1 + offset))
 
 
+def test_cross_spectrum_of_a_fold_about_another_centre():
+    """As cross-validation takes it: every fourth row, about the mean of the others."""
+    rows, centre = images((2, 3, 4), 40), np.array([0.7, -1.3])
+    waves = np.fft.rfft2(rows[1::4].reshape(-1, 2, 3, 4) - centre[:, None, None], norm="ortho")
+    expected = np.einsum("nihw,njhw->hwij", waves, waves.conj()) / 10
+    found = CrossSpectrum.of(ArrayRows(rows), (2, 3, 4)).matrices((1,), torch.from_numpy(centre))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_likelihood_is_that_of_the_dense_covariance(shape):
     rows = images(shape, 300)
@@ -227,6 +236,24 @@ def test_eigen_scores_are_log_likelihoods_of_dense_models(n):
         assert score.mean_log_likelihood(rank, shrinkage) == pytest.approx(expected, rel=1e-8)
     if n < 24:
         assert score.mean_log_likelihood(n - 1, 0.0) == -math.inf
+
+
+def test_likelihoods_add_up_over_batches(monkeypatch):
+    monkeypatch.setattr("manifold.likelihood._BATCH_VALUES", 7 * 24)
+    rows, other = images((2, 3, 4), 200), images((2, 3, 4), 60, seed=3)
+    moments = Moments(24, precision="exact")
+    moments.update(rows)
+    model = fit_covariance(moments, dtype=torch.float64)
+    covariance = np.cov(rows.T)
+    expected = gaussian_log_likelihood(other, rows.mean(0), covariance)
+    assert mean_log_likelihood(model, ArrayRows(other)) == pytest.approx(expected, rel=1e-8)
+    score = EigenScore.of(model, ArrayRows(other))
+    assert score.mean_log_likelihood(24, 0.0) == pytest.approx(expected, rel=1e-8)
+    eigvals, eigvecs = (part[..., ::-1] for part in np.linalg.eigh(covariance))
+    tail = eigvals[5:].mean()
+    dense = (eigvecs[:, :5] * (eigvals[:5] - tail)) @ eigvecs[:, :5].T + tail * np.eye(24)
+    expected = gaussian_log_likelihood(other, rows.mean(0), dense)
+    assert score.mean_log_likelihood(5, 0.0) == pytest.approx(expected, rel=1e-8)
 
 
 def test_auto_finds_the_kind_of_data_it_is_given(rng):
