@@ -91,8 +91,8 @@ def test_a_bad_index_gets_a_bad_report(root):
     assert card["recall"]["cells"][0]["recall_at_10"] > cell["recall_at_10"]
 
 
-def test_rows_as_near_as_the_truth_count(root):
-    """Rows 20 and 500 are equal: whichever is returned first, both are the source."""
+def test_a_search_finds_both_of_two_equal_rows(root):
+    """Rows 20 and 500: whichever is returned first, both are the source."""
     truth = full_truth(root)
     build_index(root, rank=K)
     ids = truth.of(0)[0]

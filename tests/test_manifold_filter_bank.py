@@ -185,3 +185,19 @@ def test_gradients_by_the_levels(ranks):
     ).sum() / (2 * h)
     assert float(found[20]) == pytest.approx(float(slope), rel=1e-5)
     assert float(found.abs().sum()) == pytest.approx(abs(float(found[20])))
+
+
+def test_factors_are_exact_enough_for_every_state_and_every_filter():
+    """The two inequalities at the head of the module, for states that lean to large variances, to small ones, to none."""
+    variances = torch.logspace(4, -4, 2000, dtype=torch.float64)
+    gains = variances / (variances + torch.logspace(2, -2, 100, dtype=torch.float64)[:, None] ** 2)
+    energy = torch.stack([variances, torch.ones_like(variances), variances.rsqrt()])
+    factors = filter_bank.filter_factors(gains, energy, 0, torch.float32)
+    assert factors is not None
+    mixing, reduced = factors
+    assert mixing.shape[1] < 40
+    size = (gains.square() @ energy.T).sqrt()
+    missing = ((gains - mixing @ reduced).square() @ energy.T).sqrt()
+    assert bool((missing <= 2**-23 * size * (1 + 1e-6)).all())
+    magnified = mixing.abs() @ (reduced.square() @ energy.T).sqrt()
+    assert bool((magnified <= 32 * size).all())
