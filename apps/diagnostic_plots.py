@@ -21,6 +21,7 @@ from .figures import (
     Words,
     finish,
     heading,
+    in_our_style,
     legend,
     one_panel,
     plain_log,
@@ -33,13 +34,14 @@ __all__ = ["plot_convergence", "plot_power", "plot_reproducible"]
 _NAMED_CHANNELS = len(COLOURS)
 
 
+@in_our_style
 def plot_reproducible(split: SplitHalf, path: Path, name: str = "") -> Words:
     """Write the overlap of the leading directions of two halves of the data as PNG.
 
     Arguments
         split: from `split_half`. path: the file to write. name: of the collection, for the heading.
     """
-    pyplot, figure, axis = one_panel()
+    figure, axis = one_panel()
     count = len(split.overlap)
     ranks = np.arange(1, count + 1)
     chance = split.chance.numpy()
@@ -69,9 +71,10 @@ def plot_reproducible(split: SplitHalf, path: Path, name: str = "") -> Words:
         "How to read it: up to the dot, two halves of the data span the same space with their leading directions, to its "
         "right they do not, and more data are needed; where the line dips before it, directions of like variance swap.",
     )
-    return finish(pyplot, figure, path, words)
+    return finish(figure, path, words)
 
 
+@in_our_style
 def plot_power(
     variance: np.ndarray, radial: RadialPower, path: Path, name: str = "", *, colours: bool = False
 ) -> Words:
@@ -81,7 +84,7 @@ def plot_power(
         variance: (C,) of each channel. radial: power in rings of frequency. path: the file to write. name: of the
             collection. colours: whether the channels are red, green and blue.
     """
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     power, frequency = radial.power.numpy(), radial.frequency.numpy()
     channels = len(power)
     named = channels <= _NAMED_CHANNELS
@@ -124,9 +127,10 @@ def plot_power(
         "How to read it: a steep fall on the left means smooth latents, a flat line white ones; a straight line is a power "
         "law. Bars of unequal height mean channels of unequal scale.",
     )
-    return finish(pyplot, figure, path, words)
+    return finish(figure, path, words)
 
 
+@in_our_style
 def plot_convergence(points: Sequence[Convergence], path: Path, name: str = "") -> Words:
     """Write how each number of a fit settles as latents are added, as PNG.
 
@@ -137,7 +141,7 @@ def plot_convergence(points: Sequence[Convergence], path: Path, name: str = "") 
         points: from `convergence`, ascending in rows, the last of them from all. path: the file to write. name: of the
             collection.
     """
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     counts = np.array([point.count for point in points])
     scalars: list[tuple[str, Callable[[Convergence], float | None], str]] = [
         ("total variance", lambda p: p.trace, BLUE),
@@ -183,4 +187,4 @@ def plot_convergence(points: Sequence[Convergence], path: Path, name: str = "") 
         "How to read it: lines that are flat at the right have settled; those still moving will move on with more data. "
         "The last point is the yardstick, so it is 100\N{NO-BREAK SPACE}% on the left and 0 on the right by definition.",
     )
-    return finish(pyplot, figure, path, words)
+    return finish(figure, path, words)

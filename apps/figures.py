@@ -6,9 +6,11 @@ import logging
 import os
 import tempfile
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -18,14 +20,30 @@ from manifold.files import atomic_path
 
 __all__ = [
     "AMBER", "BLUE", "COLOURS", "FAINT", "GREEN", "GREY", "INK", "NOISE", "PURPLE", "RED", "Words", "band", "cycled",
-    "draw_to_files", "falling", "finish", "heading", "legend", "noise_axis", "noise_name", "one_panel", "plain_log",
-    "room_above", "save_figure", "two_panels",
+    "falling", "finish", "heading", "in_our_style", "legend", "new_figure", "noise_axis", "noise_name", "one_panel",
+    "plain_log", "room_above", "save_figure", "two_panels",
 ]  # fmt: skip
 
 INK, FAINT, BLUE, AMBER = "#1c1e22", "#6e727a", "#2456a6", "#c4731b"
 GREEN, PURPLE, RED, GREY = "#2f7d5b", "#7a4fa3", "#b03a48", "#a4a8af"
 COLOURS = (BLUE, AMBER, GREEN, PURPLE, RED, "#3a8fa8")
 NOISE = "noise σ / α (latent units), falling during generation"
+_STYLE = {
+    "figure.dpi": 150,
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": "#c8cbd0",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "axes.grid": True,
+    "grid.color": "#eceef1",
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -37,48 +55,51 @@ class Words:
     caption: str
 
 
-def draw_to_files() -> Any:
-    """Pyplot, drawing to files, quiet, also where the home folder cannot be written."""
-    if "MPLCONFIGDIR" not in os.environ and not os.access(Path.home(), os.W_OK):
-        os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib
+def in_our_style(draw: Callable[P, R]) -> Callable[P, R]:
+    """`draw` in the project's style, quiet, with the caller's matplotlib left as it was: its backend, options and figures."""
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "MPLCONFIGDIR" not in os.environ and not os.access(Path.home(), os.W_OK):
+            os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
+        log = logging.getLogger("matplotlib")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            from matplotlib import style
 
-    pyplot.rcParams.update(
-        {
-            "figure.dpi": 150,
-            "font.size": 10,
-            "text.color": INK,
-            "axes.edgecolor": "#c8cbd0",
-            "axes.labelcolor": INK,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "xtick.color": FAINT,
-            "ytick.color": FAINT,
-            "axes.grid": True,
-            "grid.color": "#eceef1",
-        }
-    )
-    return pyplot
+            with style.context(["default", _STYLE]):
+                return draw(*args, **kwargs)
+        finally:
+            log.setLevel(level)
+
+    return drawn
 
 
-def one_panel() -> tuple[Any, Any, Any]:
-    """Pyplot, a figure and its one axis."""
-    pyplot = draw_to_files()
-    figure, axis = pyplot.subplots(figsize=(8.6, 4.9))
+def new_figure(width: float, height: float) -> Any:
+    """A figure of so many inches that is drawn to a file and known to no window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def one_panel() -> tuple[Any, Any]:
+    """A figure and its one axis."""
+    figure = new_figure(8.6, 4.9)
+    axis = figure.subplots()
     figure.subplots_adjust(left=0.095, right=0.98, top=0.84, bottom=0.2)
-    return pyplot, figure, axis
+    return figure, axis
 
 
-def two_panels() -> tuple[Any, Any, Any]:
-    """Pyplot, a figure, and its axes left and right."""
-    pyplot = draw_to_files()
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.9))
+def two_panels() -> tuple[Any, Any]:
+    """A figure, and its axes left and right."""
+    figure = new_figure(11, 4.9)
+    axes = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.07, right=0.985, top=0.84, bottom=0.2, wspace=0.2)
-    return pyplot, figure, axes
+    return figure, axes
 
 
 def legend(axis: Any, place: str = "best", columns: int = 1) -> None:
@@ -95,7 +116,7 @@ def room_above(axis: Any, share: float) -> None:
     axis.set_ylim(top=top * (top / bottom) ** share if axis.get_yscale() == "log" else top + share * (top - bottom))
 
 
-def finish(pyplot: Any, figure: Any, path: Path, words: Words, bare: bool = False) -> Words:
+def finish(figure: Any, path: Path, words: Words, bare: bool = False) -> Words:
     """Write the figure as PNG with its words around it, or bare for a page that prints them itself; returns the words."""
     if bare:
         if figure.get_size_inches()[0] > 9:  # a page shows it narrower, and its labels must stay readable
@@ -110,15 +131,14 @@ def finish(pyplot: Any, figure: Any, path: Path, words: Words, bare: bool = Fals
         caption = words.caption.replace(" %", "\u00a0%")  # no line begins with a unit
         wrapped = textwrap.fill(caption, int(14.2 * width))
         figure.text(0.02, 0.012, wrapped, color=FAINT, fontsize=9, va="bottom", linespacing=1.3)
-    save_figure(pyplot, figure, path)
+    save_figure(figure, path)
     return words
 
 
-def save_figure(pyplot: Any, figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all, and close it."""
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
-    pyplot.close(figure)
 
 
 def heading(what: str, name: str) -> str:

@@ -20,6 +20,7 @@ from .figures import (
     band,
     finish,
     heading,
+    in_our_style,
     legend,
     noise_name,
     plain_log,
@@ -39,6 +40,7 @@ def middle_level(found: Learning) -> int:
     return len(found.sigmas) // 2
 
 
+@in_our_style
 def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = False) -> Words:
     """Write as PNG a network's distance from analytic denoisers (left) and the errors of all (right) by steps of training.
 
@@ -47,7 +49,7 @@ def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = F
         bare: without heading, facts and caption, which are returned either way.
     """
     level = middle_level(found)
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     steps = np.array(found.stages)
     error = bootstrap_mean(100 * found.error[:, level])
     band(right, steps, error, BLUE, "network", marker="o")
@@ -88,7 +90,7 @@ def plot_learning(found: Learning, path: Path, name: str = "", *, bare: bool = F
         "for what more is to be known, when its error falls below the Gaussian's (right). Shuffled: the last network with "
         "its weights in random order, on the left its distance from the Gaussian."
     )
-    return finish(pyplot, figure, path, Words(heading("What the network learned first", name), facts, caption), bare)
+    return finish(figure, path, Words(heading("What the network learned first", name), facts, caption), bare)
 
 
 def _step_axis(axis: Any, steps: np.ndarray) -> None:

@@ -28,6 +28,7 @@ from .figures import (
     falling,
     finish,
     heading,
+    in_our_style,
     legend,
     noise_axis,
     one_panel,
@@ -39,6 +40,7 @@ from .figures import (
 __all__ = ["plot_alignment", "plot_emergence", "plot_path_pca", "plot_path_rotation"]
 
 
+@in_our_style
 def plot_path_pca(found: PathPCA, path: Path, name: str = "", *, bare: bool = False) -> Words:
     """Write as PNG what the first components of a trajectory leave out, by number of components.
 
@@ -46,7 +48,7 @@ def plot_path_pca(found: PathPCA, path: Path, name: str = "", *, bare: bool = Fa
         found: of `manifold.measure_path_pca`. path: the file to write. name: of the model.
         bare: without heading, facts and caption, which are returned either way.
     """
-    pyplot, figure, axis = one_panel()
+    figure, axis = one_panel()
     count = np.arange(1, found.measured.shape[1] + 1)
     shown = [("null: smooth path, same ends and length", found.null, GREY, ":")]
     if found.shuffled is not None:
@@ -74,9 +76,10 @@ def plot_path_pca(found: PathPCA, path: Path, name: str = "", *, bare: bool = Fa
         "How to read it: a lower line is a flatter path; only what lies below the smooth null is more than smoothness."
     )
     words = Words(heading("Flatness of trajectories", name), facts, caption)
-    return finish(pyplot, figure, path, words, bare)
+    return finish(figure, path, words, bare)
 
 
+@in_our_style
 def plot_path_rotation(found: PathRotation, path: Path, name: str = "", *, bare: bool = False) -> Words:
     """Write as PNG the angle in the plane of (x_T, x_0) on the left, and what lies outside the plane on the right.
 
@@ -84,7 +87,7 @@ def plot_path_rotation(found: PathRotation, path: Path, name: str = "", *, bare:
         found: of `manifold.measure_path_rotation`. path: the file to write. name: of the model.
         bare: without heading, facts and caption, which are returned either way.
     """
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     noise, shown = noise_axis(found.alphas, found.sigmas)
     fits: tuple[tuple[str, RotationFit, str, str], ...] = (
         ("null: smooth path", found.null, GREY, ":"),
@@ -118,9 +121,10 @@ def plot_path_rotation(found: PathRotation, path: Path, name: str = "", *, bare:
         "lower is flatter, and both ends are in the plane by construction."
     )
     words = Words(heading("Rotation in the plane of noise and sample", name), facts, caption)
-    return finish(pyplot, figure, path, words, bare)
+    return finish(figure, path, words, bare)
 
 
+@in_our_style
 def plot_alignment(found: Alignment, path: Path, name: str = "", *, bare: bool = False) -> Words:
     """Write as PNG how well the closed form from the same noise follows: cosine on the left, distance on the right.
 
@@ -128,7 +132,7 @@ def plot_alignment(found: Alignment, path: Path, name: str = "", *, bare: bool =
         found: of `manifold.measure_alignment`. path: the file to write. name: of the model.
         bare: without heading, facts and caption, which are returned either way.
     """
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     noise, shown = noise_axis(found.alphas, found.sigmas)
     ahead, asked = noise_axis(found.alphas[:-1], found.sigmas[:-1])
     parts: tuple[tuple[str, Agreement, np.ndarray, Tensor, str, str], ...] = (
@@ -153,7 +157,6 @@ def plot_alignment(found: Alignment, path: Path, name: str = "", *, bare: bool =
         "says where this very trajectory is; all are taken about the mean."
     )
     return finish(
-        pyplot,
         figure,
         path,
         Words(heading("Agreement with the closed form from the same noise", name), facts, caption),
@@ -161,6 +164,7 @@ def plot_alignment(found: Alignment, path: Path, name: str = "", *, bare: bool =
     )
 
 
+@in_our_style
 def plot_emergence(found: Emergence, path: Path, name: str = "", *, bare: bool = False) -> Words:
     """Write as PNG the noise level at which each direction is decided on the left, and the rise of some on the right.
 
@@ -168,7 +172,7 @@ def plot_emergence(found: Emergence, path: Path, name: str = "", *, bare: bool =
         found: of `manifold.measure_emergence`. path: the file to write. name: of the model.
         bare: without heading, facts and caption, which are returned either way.
     """
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     variance = found.eigvals.numpy()
     ordered = np.argsort(variance)
     factor = 1 / found.share**2 - 1
@@ -218,7 +222,7 @@ def plot_emergence(found: Emergence, path: Path, name: str = "", *, bare: bool =
         "dashed predicted, and the black line the share looked for."
     )
     words = Words(heading("When each direction is decided", name), facts, caption)
-    return finish(pyplot, figure, path, words, bare)
+    return finish(figure, path, words, bare)
 
 
 def _agreement_facts(found: Alignment) -> str:

@@ -12,7 +12,7 @@ from manifold.diagnostics import Diagnostics
 from manifold.errors import InputError
 from manifold.gaussian import GaussianManifold
 
-from .figures import AMBER, BLUE, FAINT, Words, draw_to_files, finish, save_figure, two_panels
+from .figures import AMBER, BLUE, FAINT, Words, finish, in_our_style, new_figure, save_figure, two_panels
 
 if TYPE_CHECKING:
     from index.encoders import Encoder
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_eigenimages", "plot_spectrum"]
 
 
+@in_our_style
 def plot_spectrum(manifold: GaussianManifold, diagnostics: Diagnostics, path: Path, name: str = "") -> None:
     """Write the spectrum as PNG: eigenvalues by rank on the left, variance explained on the right.
 
@@ -27,7 +28,7 @@ def plot_spectrum(manifold: GaussianManifold, diagnostics: Diagnostics, path: Pa
         manifold: whose eigenvalues are drawn. diagnostics: of the same manifold. path: the file to write.
         name: of the collection, for the heading.
     """
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     eigvals = manifold.eigvals.double().numpy()
     ranks = np.arange(1, len(eigvals) + 1)
     # As many directions as rows vary in: the others are round-off.
@@ -61,9 +62,10 @@ def plot_spectrum(manifold: GaussianManifold, diagnostics: Diagnostics, path: Pa
         "How to read it: the steeper the fall on the left, the fewer directions hold most of the variance; "
         "the dots count them for 50, 80, 90, 95 and 99 %.",
     )
-    finish(pyplot, figure, path, words)
+    finish(figure, path, words)
 
 
+@in_our_style
 def plot_eigenimages(manifold: GaussianManifold, encoder: Encoder, path: Path, *, rows: int = 6) -> None:
     """Write what the leading directions look like as PNG: the mean moved by -3 to +3 standard deviations along each.
 
@@ -75,14 +77,14 @@ def plot_eigenimages(manifold: GaussianManifold, encoder: Encoder, path: Path, *
     """
     if manifold.shape is None:
         raise InputError("eigen-images need the latent's shape (C, H, W), this manifold has none; fit a workspace")
-    pyplot = draw_to_files()
     steps = (-3, -2, -1, 0, 1, 2, 3)
     rows = min(rows, manifold.k)
     deviations = manifold.eigvals[:rows].sqrt()
     shifts = torch.tensor(steps, dtype=manifold.mean.dtype)
     moved = manifold.mean + torch.einsum("s,r,dr->rsd", shifts, deviations, manifold.eigvecs[:, :rows])
     images = encoder.decode(moved.reshape(-1, *manifold.shape)).permute(0, 2, 3, 1).numpy()
-    figure, axes = pyplot.subplots(rows, len(steps), figsize=(8.6, 1.12 * rows + 1.35), squeeze=False)
+    figure = new_figure(8.6, 1.12 * rows + 1.35)
+    axes = figure.subplots(rows, len(steps), squeeze=False)
     for row in range(rows):
         for column, step in enumerate(steps):
             axis = axes[row, column]
@@ -106,4 +108,4 @@ def plot_eigenimages(manifold: GaussianManifold, encoder: Encoder, path: Path, *
     )
     figure.text(0.02, 0.16 / height, caption, color=FAINT, fontsize=9)
     figure.subplots_adjust(left=0.17, right=0.985, top=1 - 0.75 / height, bottom=0.5 / height, wspace=0.06, hspace=0.06)
-    save_figure(pyplot, figure, path)
+    save_figure(figure, path)

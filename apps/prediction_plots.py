@@ -28,6 +28,7 @@ from .figures import (
     falling,
     finish,
     heading,
+    in_our_style,
     legend,
     noise_axis,
     noise_name,
@@ -38,6 +39,7 @@ from .figures import (
 __all__ = ["plot_anticipation", "plot_explained", "plot_perturbation"]
 
 
+@in_our_style
 def plot_perturbation(found: Sequence[Perturbation], path: Path, name: str = "", *, bare: bool = False) -> Words:
     """Write as PNG the gain of a push by variance on the left, and measured against predicted on the right.
 
@@ -49,7 +51,7 @@ def plot_perturbation(found: Sequence[Perturbation], path: Path, name: str = "",
     """
     if not found:
         raise InputError("a plot of perturbations needs at least one level, none came")
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     lowest = highest = None
     for colour, one in zip(cycled(len(found)), found, strict=True):
         variance, label = one.eigvals.numpy(), f"σ / α = {noise_name(one.alpha, one.sigma)}"
@@ -100,9 +102,10 @@ def plot_perturbation(found: Sequence[Perturbation], path: Path, name: str = "",
         "agreement lies on the black line."
     )
     words = Words(heading("What a small push does to the sample", name), facts, caption)
-    return finish(pyplot, figure, path, words, bare)
+    return finish(figure, path, words, bare)
 
 
+@in_our_style
 def plot_explained(found: Sequence[Comparison], path: Path, name: str = "", *, bare: bool = False) -> Words:
     """Write as PNG the explained variance of denoiser (left) and score (right) by noise level, a line for each predictor.
 
@@ -114,7 +117,7 @@ def plot_explained(found: Sequence[Comparison], path: Path, name: str = "", *, b
     """
     if not found:
         raise InputError("a plot of explained variance needs at least one comparison, none came")
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     names = list(dict.fromkeys(one.name for one in found))
     colours = iter(cycled(len(names)))
     styles = iter((":", "-.", (0, (1, 3))))
@@ -144,9 +147,10 @@ def plot_explained(found: Sequence[Comparison], path: Path, name: str = "", *, b
         "state itself; judge by the denoiser (left) and by the nulls."
     )
     words = Words(heading("Explained variance by analytic denoisers", name), facts, caption)
-    return finish(pyplot, figure, path, words, bare)
+    return finish(figure, path, words, bare)
 
 
+@in_our_style
 def plot_anticipation(found: Anticipation, path: Path, name: str = "", *, bare: bool = False) -> Words:
     """Write as PNG the share of the final sample's neighbours that is already returned, by noise level and by step.
 
@@ -154,7 +158,7 @@ def plot_anticipation(found: Anticipation, path: Path, name: str = "", *, bare: 
         found: of `index.measure_anticipation`. path: the file to write. name: of the model.
         bare: without heading, facts and caption, which are returned either way.
     """
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     noise, shown = noise_axis(found.alphas, found.sigmas)
     titles = {
         "target": "target",
@@ -190,4 +194,4 @@ def plot_anticipation(found: Anticipation, path: Path, name: str = "", *, bare: 
         "are the questions, dashed the baselines, dotted rows drawn at random; the same shares by noise and by step."
     )
     words = Words(heading("Anticipation of the final neighbours", name), facts, caption)
-    return finish(pyplot, figure, path, words, bare)
+    return finish(figure, path, words, bare)

@@ -17,9 +17,10 @@ from .figures import (
     FAINT,
     GREY,
     Words,
-    draw_to_files,
     finish,
+    in_our_style,
     legend,
+    new_figure,
     plain_log,
     save_figure,
     two_panels,
@@ -35,6 +36,7 @@ def sample_variances(gaussian: GaussianManifold, samples: Tensor) -> Tensor:
     return ((flat - flat.mean(0)) @ gaussian.eigvecs.double()).var(0)
 
 
+@in_our_style
 def plot_sample_spectrum(
     gaussian: GaussianManifold, samples: Tensor, path: Path, name: str = "", *, bare: bool = False
 ) -> Words:
@@ -44,7 +46,7 @@ def plot_sample_spectrum(
         gaussian: of the images, with eigenvectors. samples: (n, ...), n >= 2. path: the file to write. name: of the model.
         bare: without heading, facts and caption, which are returned either way.
     """
-    pyplot, figure, (left, right) = two_panels()
+    figure, (left, right) = two_panels()
     eigvals = gaussian.eigvals.double().numpy()
     ranks = np.arange(1, len(eigvals) + 1)
     measured = sample_variances(gaussian, samples).numpy()
@@ -77,16 +79,16 @@ def plot_sample_spectrum(
         "scatter of single dots is that of few samples."
     )
     heading = f"Spectrum of images and samples: {name}" if name else "Spectrum of images and samples"
-    return finish(pyplot, figure, path, Words(heading, facts, caption), bare)
+    return finish(figure, path, Words(heading, facts, caption), bare)
 
 
+@in_our_style
 def plot_targets(targets: Targets, encoder: Encoder, path: Path) -> None:
     """Write as PNG what the network and the closed form from the same noise predict, level by level, decoded.
 
     Arguments
         targets: of a few trajectories. encoder: decodes them. path: the file to write.
     """
-    pyplot = draw_to_files()
     columns = [torch.stack([one, two], 1) for one, two in zip(targets.network, targets.theory, strict=True)]
     columns.append(torch.stack([targets.sample, targets.theory_sample], 1))
     titles = [*(f"σ / α = {float(one):.3g}" for one in targets.noise), "end"]
@@ -96,7 +98,7 @@ def plot_targets(targets: Targets, encoder: Encoder, path: Path) -> None:
     images = encoder.decode(latents.flatten(0, 2)).permute(0, 2, 3, 1).numpy()
     images = images.reshape(n, 2, len(columns), size, size, 3)
     height = 2.6 * n + 0.35
-    figure = pyplot.figure(figsize=(9, height))
+    figure = new_figure(9, height)
     outer = figure.add_gridspec(n, 1, left=0.1, right=0.995, top=1 - 0.3 / height, bottom=0.04 / height, hspace=0.07)
     for number in range(n):
         grid = outer[number].subgridspec(2, len(columns), wspace=0.05, hspace=0.05)
@@ -111,4 +113,4 @@ def plot_targets(targets: Targets, encoder: Encoder, path: Path) -> None:
                     axis.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6, color=colour)
                 if number == row == 0:
                     axis.set_title(title, fontsize=10, color=FAINT)
-    save_figure(pyplot, figure, path)
+    save_figure(figure, path)

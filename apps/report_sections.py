@@ -354,7 +354,9 @@ def _number(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    """A share of variance; far below 0 only that."""
+    """A share of variance; far below 0 only that, and a dash where there is no variance to have a share of."""
+    if not math.isfinite(value):
+        return "–"
     text = f"{100 * value:.1f} %".replace("-0.0", "0.0").replace("-", "−")
     return text if value > -1 else "< −100 %"
 

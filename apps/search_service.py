@@ -97,11 +97,14 @@ class SearchService:
         Arguments
             workspace: its folder. limits: of requests.
             images: where a collection lies, see `find_originals`. encoder: where the encoder lies now, if it moved.
-            thumbnail_px: longest side of a thumbnail.
+            thumbnail_px: longest side of a thumbnail, at least 1.
 
-        Raises: all of `Searcher.open` and `find_originals`; InputError or MismatchError if the `encoder` named cannot be
-            used. An encoder that is not named and cannot be opened is warned of: latents can still be searched with.
+        Raises: all of `Searcher.open` and `find_originals`; InputError for thumbnails without a pixel; InputError or
+            MismatchError if the `encoder` named cannot be used. An encoder that is not named and cannot be opened is warned
+            of: latents can still be searched with.
         """
+        if thumbnail_px < 1:
+            raise InputError(f"thumbnail_px must be at least 1, it is {thumbnail_px}")
         limits = limits or Limits()
         searcher = Searcher.open(workspace)
         opened = searcher.workspace

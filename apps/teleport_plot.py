@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from .figures import AMBER, BLUE, FAINT, GREEN, GREY, INK, draw_to_files, save_figure
+from .figures import AMBER, BLUE, FAINT, GREEN, GREY, INK, in_our_style, new_figure, save_figure
 from .teleport_scores import Run, TeleportBench
 
 __all__ = ["plot_teleport"]
@@ -21,6 +21,7 @@ _CAPTION = (
 )
 
 
+@in_our_style
 def plot_teleport(found: TeleportBench, path: Path) -> None:
     """Write a benchmark of teleportation as PNG: error above, Frechet distance to other seeds below.
 
@@ -30,8 +31,8 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
     Arguments
         found: of `bench_teleport`. path: the file to write.
     """
-    pyplot = draw_to_files()
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.6))
+    figure = new_figure(11, 8.6)
+    axes = figure.subplots(2, 2)
     by = found.yardsticks
     for row, value in enumerate(("error", "seeds")):
         left, right = axes[row]
@@ -74,7 +75,7 @@ def plot_teleport(found: TeleportBench, path: Path) -> None:
     figure.text(0.02, 0.94, line, color=FAINT, fontsize=10)
     figure.text(0.02, 0.01, textwrap.fill(_CAPTION, 156), color=FAINT, fontsize=9, va="bottom", linespacing=1.3)
     figure.subplots_adjust(left=0.085, right=0.985, top=0.835, bottom=0.12, wspace=0.22, hspace=0.27)
-    save_figure(pyplot, figure, path)
+    save_figure(figure, path)
 
 
 def _plain_ticks(axis: Any) -> None:

@@ -134,6 +134,7 @@ def _encoder(text: str | None) -> Any:
 
 
 def _card(config: dict[str, Any], note: str, license_id: str | None) -> str:
+    data = " ".join(config["data"].split()).replace("|", r"\|")  # one line, and one cell of a table
     encoder = config["encoder"]
     name = encoder.get("id", "see config.json") if isinstance(encoder, dict) else encoder or "not recorded"
     shape = " x ".join(map(str, config["shape"])) if config["shape"] else "not recorded"
@@ -149,14 +150,14 @@ def _card(config: dict[str, Any], note: str, license_id: str | None) -> str:
         *([f"license: {license_id}"] if license_id else []),
         "---",
         "",
-        f"# Latent statistics: {config['data']}",
+        f"# Latent statistics: {data}",
         "",
         "Mean and covariance of the latents of an image collection, for closed-form prediction of where a diffusion",
         "model's noisy state is heading. No image and no latent is in these files.",
         "",
         "| | |",
         "|---|---|",
-        f"| data | {config['data']} |",
+        f"| data | {data} |",
         f"| latents | {count} |",
         f"| encoder | {name} |",
         f"| shape (C x H x W) | {shape}, d = {config['d']:,} |",

@@ -107,7 +107,7 @@ def rotation(covariance: CovarianceModel, noise: Tensor, levels: int = 33) -> Ro
     one = torch.ones(1, dtype=noise.dtype, device=noise.device)
     path = trajectory(covariance, noise, 0 * one, one, alphas, sigmas).x_t
     x0 = path[-1]
-    first = noise / noise.norm(dim=1, keepdim=True)
+    first = safe_ratio(noise, noise.norm(dim=1, keepdim=True))
     along = (x0 * first).sum(1, keepdim=True)
     rest = x0 - along * first
     height = rest.norm(dim=1, keepdim=True)
@@ -117,6 +117,6 @@ def rotation(covariance: CovarianceModel, noise: Tensor, levels: int = 33) -> Ro
     return Rotation(
         plane=plane,
         angle=torch.atan2(height, along).squeeze(1),
-        residual=chord.norm(dim=2) / path.norm(dim=2),
+        residual=safe_ratio(chord.norm(dim=2), path.norm(dim=2)),
         outside=(1 - inside / path.square().sum((0, 2))).clamp_min(0),
     )

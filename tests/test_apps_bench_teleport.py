@@ -396,7 +396,7 @@ def test_nothing_free_is_said(bench):
 def test_picture(bench, tmp_path, monkeypatch):
     kept = []
     save = teleport_plot.save_figure
-    monkeypatch.setattr(teleport_plot, "save_figure", lambda *a: (a[1].canvas.draw(), kept.append(a[1]), save(*a)))
+    monkeypatch.setattr(teleport_plot, "save_figure", lambda *a: (a[0].canvas.draw(), kept.append(a[0]), save(*a)))
     teleport_plot.plot_teleport(bench, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.format == "PNG"

@@ -58,10 +58,10 @@ def drawn(monkeypatch):
     kept = []
     save = figures.save_figure
 
-    def saved(pyplot, figure, path):
+    def saved(figure, path):
         figure.canvas.draw()
         kept.append(figure)
-        save(pyplot, figure, path)
+        save(figure, path)
 
     monkeypatch.setattr(figures, "save_figure", saved)
     return kept

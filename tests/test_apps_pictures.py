@@ -1,10 +1,12 @@
 """Contact sheet and plots: what they show is where the layout says, and it is what was given."""
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from manifold_apps.plots import plot_eigenimages, plot_spectrum
 from manifold_apps.sheet import Panel, draw_sheet, plan, save_sheet
+from matplotlib import pyplot
 from PIL import Image
 
 from index.encoders import PixelEncoder
@@ -60,6 +62,23 @@ def test_plots_are_drawn(manifold, tmp_path):
     for name in ("spectrum.png", "directions.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 900
+
+
+def test_a_plot_leaves_the_callers_matplotlib_alone_and_is_the_same_under_any_options(manifold, tmp_path):
+    numbers = diagnose(manifold.covariance, 300, shape=manifold.shape)
+    plot_spectrum(manifold, numbers, tmp_path / "plain.png")
+    with matplotlib.rc_context(
+        {"axes.grid.axis": "x", "lines.linestyle": ":", "axes.titlesize": 30, "text.color": "red"}
+    ):
+        pyplot.switch_backend("svg")
+        mine = pyplot.figure()
+        before = dict(matplotlib.rcParams)
+        plot_spectrum(manifold, numbers, tmp_path / "after.png")
+        assert matplotlib.get_backend() == "svg"
+        assert dict(matplotlib.rcParams) == before
+        assert pyplot.get_fignums() == [mine.number]
+        pyplot.close(mine)
+    assert (tmp_path / "after.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
 
 
 def test_eigenimages_show_the_moved_mean(manifold, tmp_path):

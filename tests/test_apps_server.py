@@ -107,6 +107,11 @@ def search_with(client: TestClient, data: bytes, **fields: object):
     return client.post("/search", files={"image": ("query.png", data)}, data={k: str(v) for k, v in fields.items()})
 
 
+def test_thumbnails_without_a_pixel_are_refused_at_once(root):
+    with pytest.raises(InputError, match="thumbnail_px must be at least 1, it is 0"):
+        create_app(root, thumbnail_px=0)
+
+
 # What is answered
 
 

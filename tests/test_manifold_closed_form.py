@@ -269,6 +269,9 @@ def test_rotation_for_white_data_is_exact_and_a_quarter_turn_otherwise():
     x0 = peaked.endpoint(noise, 0.0, 1.0)
     cosine = torch.nn.functional.cosine_similarity(x0, noise)
     assert_close(found.angle.cos(), cosine)
+    with_nothing = peaked.rotation(torch.cat([noise, torch.zeros(1, 16).double()]), levels=50)
+    assert_close(with_nothing.residual[:, :5], found.residual)
+    assert_close(with_nothing.residual[:, 5], torch.zeros(50).double())
 
 
 @pytest.mark.parametrize(("k_p", "k_q"), [(None, None), (3, None), (2, 5)])

@@ -282,10 +282,12 @@ def test_a_shared_stationary_or_low_rank_model(tmp_path):
     assert from_pretrained(tmp_path / "a").covariance.d == 12
     assert "| encoder | not recorded |" in (tmp_path / "a" / "README.md").read_text()
     low = GaussianManifold(fit_covariance(moments_of(rows), "lowrank", 2), metadata={"encoder": "pixels"})
-    save_pretrained(low, tmp_path / "b", data="noise")
+    save_pretrained(low, tmp_path / "b", data="noise | uniform,\ntwo lines")
+    assert from_pretrained(tmp_path / "b").k == 2
     card = (tmp_path / "b" / "README.md").read_text()
     assert "95% of the variance in more than 2" in card
     assert "| encoder | pixels |" in card
+    assert r"| data | noise \| uniform, two lines |" in card
     assert "| latents | not recorded |" in card
 
 
