@@ -204,8 +204,9 @@ class SeededRuns:
     def longer_run(self, sampler: Sampler, evaluations: int, start: float) -> int:
         """Steps of the run whose last `evaluations` begin nearest to sigma / alpha = `start`, by its logarithm."""
         best, distance = evaluations, float("inf")
+        scheduler = self._scheduler(sampler)
         for steps in range(evaluations, int(self._config.num_train_timesteps) + 1):
-            if not _spaced(self._scheduler(sampler), steps):
+            if not _spaced(scheduler, steps):
                 continue
             ratio = float(self.ratios(sampler, steps)[steps - evaluations])
             away = abs(float(torch.tensor(ratio / start).log()))

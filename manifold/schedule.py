@@ -58,10 +58,9 @@ def own_options(scheduler: Any) -> dict[str, Any]:
     In `config` there may be more: `from_config` keeps the options of the class that a configuration was of, such as UniPC's
     `predict_x0` in a DEIS scheduler, which takes no notice of them.
     """
-    own = (vars(kind)["__init__"] for kind in type(scheduler).__mro__ if "__init__" in vars(kind))
-    takes = {
-        name for init in own for name in inspect.signature(init).parameters
-    }  # a subclass may pass on what it is given
+    # Of its bases too, for a subclass may pass on what it is given.
+    inits = (vars(kind)["__init__"] for kind in type(scheduler).__mro__ if "__init__" in vars(kind))
+    takes = {name for init in inits for name in inspect.signature(init).parameters}
     return {name: value for name, value in getattr(scheduler, "config", {}).items() if name in takes}
 
 
