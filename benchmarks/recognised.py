@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from manifold_apps.seeded_runs import SeededRuns
 from manifold_apps.training.images import TrainingImages, load_training_images
 from manifold_apps.training.run import IMAGE_SIZE, STEPS
 from report import show, write
 from torch import Tensor, nn
 
+from index.encoders import open_encoder
 from index.recall import wilson
 from manifold import GaussianManifold
 from manifold.demo_model import CLASS_NAMES, MODEL_FOLDER, load_demo_model
@@ -32,6 +33,7 @@ from manifold.files import load_tensors, save_tensors
 
 LEFT_OUT = 2_000
 BATCH = 250
+FIRST_SEED = 3_000_000
 GUIDANCE = (1.0, 2.0, 3.0)
 DRAWN_FROM = 10_000
 """Images behind the Gaussians of the null."""
@@ -57,17 +59,24 @@ def main() -> None:
             save_tensors(options.keep, classifier.state_dict(), {})
     classifier.eval()
     pipeline = load_demo_model(options.model)
+    autoencoder = open_encoder(str(options.model / "vae"), IMAGE_SIZE)
     names = CLASS_NAMES if images.classes == len(CLASS_NAMES) else tuple(map(str, range(images.classes)))
-    asked = torch.arange(options.pictures) % images.classes
 
-    real = images.chosen(unseen)
+    real, real_labels = images.pixels[unseen], images.labels[unseen]
+    encoded = in_batches(autoencoder.encode, real)
     kinds = {
-        "real, unseen": (real, images.labels[unseen]),
-        "real, through the autoencoder": (decoded(pipeline, encoded(pipeline, real)), images.labels[unseen]),
+        "real, unseen": (real, real_labels),
+        "real, through the autoencoder": (in_batches(autoencoder.decode, encoded), real_labels),
     }
+    seeds = range(FIRST_SEED, FIRST_SEED + options.pictures)
+    asked = torch.tensor(seeds) % images.classes
     for guidance in GUIDANCE:
-        kinds[f"painted, guidance {guidance:g}"] = (painted(pipeline, asked, guidance), asked)
-    kinds["null: Gaussian of the class"] = (decoded(pipeline, drawn(pipeline, images, seen[:DRAWN_FROM], asked)), asked)
+        runs = SeededRuns(pipeline, encoded[0].numel(), guidance_scale=guidance, batch_size=BATCH)
+        painted = runs.paint("dpm", STEPS, seeds).view(-1, *encoded.shape[1:])
+        kinds[f"painted, guidance {guidance:g}"] = (in_batches(autoencoder.decode, painted), asked)
+    known = in_batches(autoencoder.encode, images.pixels[:DRAWN_FROM])
+    null = in_batches(autoencoder.decode, drawn(known, images.labels[:DRAWN_FROM], asked))
+    kinds["null: Gaussian of the class"] = (null, asked)
 
     table = []
     for kind, (pictures, labels) in kinds.items():
@@ -106,7 +115,6 @@ def train(network: nn.Module, images: TrainingImages, rows: Tensor, epochs: int)
         print(
             f"classifier: pass {epoch + 1} of {epochs}, loss {recent:.3f}, {time.monotonic() - began:.0f} s", flush=True
         )
-    return network.eval()
 
 
 def build_classifier(classes: int) -> nn.Module:
@@ -159,57 +167,23 @@ def shifted(pixels: Tensor, generator: torch.Generator, most: int = 4) -> Tensor
 
 @torch.no_grad()
 def named(classifier: nn.Module, pictures: Tensor) -> Tensor:
-    """The class named for each picture; every one is shown as it is and mirrored."""
+    """The class named for each uint8 picture; every one is shown as it is and mirrored."""
     with torch.autocast("cpu", torch.bfloat16):
-        return torch.cat([(classifier(some) + classifier(some.flip(-1))).argmax(1) for some in pictures.split(BATCH)])
+        shown = (some.float() / 127.5 - 1 for some in pictures.split(BATCH))
+        return torch.cat([(classifier(one) + classifier(one.flip(-1))).argmax(1) for one in shown])
 
 
-@torch.no_grad()
-def encoded(pipeline: Any, pictures: Tensor) -> Tensor:
-    """Scaled latents, the means of the posteriors."""
-    config = pipeline.vae.config
-    means = torch.cat([pipeline.vae.encode(some).latent_dist.mean for some in pictures.split(BATCH)])
-    return (means - (config.shift_factor or 0.0)) * config.scaling_factor
+def in_batches(work: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    return torch.cat([work(some) for some in rows.split(BATCH)])
 
 
-@torch.no_grad()
-def decoded(pipeline: Any, latents: Tensor) -> Tensor:
-    """Pictures in [-1, 1], in steps of a 255th as a file would keep them."""
-    config = pipeline.vae.config
-    unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
-    pictures = torch.cat([pipeline.vae.decode(some).sample for some in unscaled.split(BATCH)])
-    return (pictures.clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
-
-
-def painted(pipeline: Any, labels: Tensor, guidance: float) -> Tensor:
-    """As the gallery is painted, from other seeds."""
-    from diffusers import DPMSolverMultistepScheduler
-
-    own = pipeline.scheduler
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(own.config)
-    made = [
-        pipeline(
-            some.tolist(),
-            generator=torch.Generator().manual_seed(3_000_000 + number),
-            num_inference_steps=STEPS,
-            guidance_scale=guidance,
-            output_type="latent",
-        ).images
-        for number, some in enumerate(labels.split(BATCH))
-    ]
-    pipeline.scheduler = own
-    return decoded(pipeline, torch.cat(made))
-
-
-def drawn(pipeline: Any, images: TrainingImages, rows: Tensor, labels: Tensor) -> Tensor:
-    """Latents from the Gaussian of each label's class."""
-    latents = encoded(pipeline, images.chosen(rows))
+def drawn(latents: Tensor, known: Tensor, labels: Tensor) -> Tensor:
+    """Draws from the Gaussian of each label's class, fitted to latents whose labels are known."""
     generator = torch.Generator().manual_seed(0)
     made = torch.empty(len(labels), *latents.shape[1:])
-    for label in range(images.classes):
+    for label in range(int(known.max()) + 1):
         own = labels == label
-        gaussian = GaussianManifold.fit(latents[images.labels[rows] == label])
-        made[own] = gaussian.sample(int(own.sum()), generator)
+        made[own] = GaussianManifold.fit(latents[known == label]).sample(int(own.sum()), generator)
     return made
 
 
