@@ -31,7 +31,8 @@ from manifold.gaussian import GaussianManifold
 from manifold.teleport import FlowSolver, steps_left_out
 
 from .clip_embedding import latent_embedder
-from .seeded_runs import Sampler, SeededRuns, open_pipeline
+from .pipelines import open_pipeline
+from .seeded_runs import Sampler, SeededRuns
 from .teleport_scores import Scored, Scorer, TeleportBench
 
 __all__ = ["PUBLISHED", "STARTS", "bench_teleport"]
@@ -68,7 +69,7 @@ def bench_teleport(
     Arguments
         workspace: fitted, encoded by the model's autoencoder.
         model: pipeline's folder or hub id, or a pipeline; the one that ships unless given.
-        seeds: images a run; as many others for the reference of the Frechet distance.
+        seeds: images a run; as many others for the reference of the Fréchet distance.
         samplers: ddim, dpm (DPM-Solver++), unipc.
         evaluations: of the network, for the comparison at equal evaluations.
         starts: sigma / alpha in sqrt(lambda_1) that its teleported runs begin at, or nearest to.
@@ -76,7 +77,7 @@ def bench_teleport(
         reference_steps: of DDIM, even; its error is estimated by half of them.
         guidance_scale, prompts, labelled, batch_size: see `SeededRuns`.
         per_class: measure the statistics of each image's class too, combined as guidance combines (`ClassFlow`).
-        clip: CLIP model, as `index.clip.open_clip_model` takes it, for Frechet distances in its space too; the pictures are
+        clip: CLIP model, as `index.clip.open_clip_model` takes it, for Fréchet distances in its space too; the pictures are
             decoded by the workspace's autoencoder. encoder: where that lies now, if it moved.
         progress: told of ("paint", network evaluations done, in all).
 

@@ -58,7 +58,7 @@ def bench_teleport(
     clip: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Frechet distances in the space of this CLIP model too; needs the extra `clip`."
+            metavar="MODEL", help="Fréchet distances in the space of this CLIP model too; needs the extra `clip`."
         ),
     ] = None,
     encoder: Annotated[
@@ -69,7 +69,7 @@ def bench_teleport(
     figure: Annotated[Path | None, typer.Option(metavar="PNG", callback=named(".png"), help="Draw the curves.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what skipping the first steps costs and saves: error and Frechet distance, with and without.
+    """Measure what skipping the first steps costs and saves: error and Fréchet distance, with and without.
 
     Example: manifold bench-teleport ws --model painter --seeds 200 --figure teleport.png
     """
@@ -134,7 +134,7 @@ def sentences(found: TeleportBench) -> list[str]:
         f"errors are over the reference's own deviation of {facts['deviation']:.3g}; another seed's image is at "
         f"{by['other_seed_error']:.3g}, the reference (DDIM, {facts['reference_steps']} steps) itself is off by about "
         f"{by['reference_error']:.2g}",
-        f"Frechet distance in the {facts['frechet_directions']} leading directions, {facts['frechet_variance']:.0%} of the "
+        f"Fréchet distance in the {facts['frechet_directions']} leading directions, {facts['frechet_variance']:.0%} of the "
         f"variance; to other seeds: the reference itself {by['seeds_reference']:.4g}, by chance {by['seeds_chance']:.4g} +- "
         f"{by['seeds_chance_sd']:.2g}; to the data: the reference {by['data_reference']:.4g}, rows of the data "
         f"{by['data_chance']:.4g} +- {by['data_chance_sd']:.2g}",
@@ -159,7 +159,7 @@ def sentences(found: TeleportBench) -> list[str]:
                 changes = [change for change in within if change is not None]
                 if changes:
                     told.append(
-                        f"{name}: starts within the published range change the Frechet distance to other seeds by "
+                        f"{name}: starts within the published range change the Fréchet distance to other seeds by "
                         f"{min(changes):+.2g} to {max(changes):+.2g}, the choice of seeds by {by['seeds_chance_sd']:.2g}"
                     )
     return told
@@ -177,7 +177,7 @@ def _table(title: str, rival: str, with_clip: bool) -> Table:
     table.add_column("sampler")
     table.add_column("moved by")
     for name in (
-        "evaluations", "saved", "start", "in sqrt(l1)", "error", f"error {rival}", "as plain", "Frechet seeds", "data",
+        "evaluations", "saved", "start", "in sqrt(l1)", "error", f"error {rival}", "as plain", "Fréchet seeds", "data",
         *(("in CLIP",) if with_clip else ()), "variance",
     ):  # fmt: skip
         table.add_column(name, justify="right")

@@ -26,7 +26,7 @@ from index.search import Searcher
 from manifold.errors import InputError, MismatchError
 from manifold.recording import record
 
-from .seeded_runs import conditions, open_pipeline, require_steps
+from .pipelines import conditions, open_pipeline, require_steps
 
 __all__ = ["ClipTrajectories", "follow_clip"]
 

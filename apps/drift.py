@@ -52,5 +52,5 @@ def drift_table(found: Drift) -> Table:
             "principal angles",
             f"{float(angles[0]):.1f} to {float(angles[-1]):.1f} degrees, leading {counted(len(angles), 'direction')}",
         )
-    table.add_row("Frechet distance", f"{found.frechet:.4g}, of which the means {found.frechet_mean:.4g}")
+    table.add_row("Fréchet distance", f"{found.frechet:.4g}, of which the means {found.frechet_mean:.4g}")
     return table

@@ -31,7 +31,7 @@ from manifold.schedule import NoiseSchedule, own_options
 from manifold.teleport import first_orders, starts, timesteps_from
 
 from .network_call import NetworkCall, first_call
-from .seeded_runs import open_pipeline, require_steps
+from .pipelines import open_pipeline, require_steps
 from .training.checkpoints import open_checkpoint
 
 __all__ = ["SUPPORTED", "FlowModel", "open_flow_model"]

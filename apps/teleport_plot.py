@@ -1,4 +1,4 @@
-"""A picture of what teleportation costs and saves: error and Frechet distance, by evaluations and by start."""
+"""A picture of what teleportation costs and saves: error and Fréchet distance, by evaluations and by start."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _CAPTION = (
 
 @in_our_style
 def plot_teleport(found: TeleportBench, path: Path) -> None:
-    """Write a benchmark of teleportation as PNG: error above, Frechet distance to other seeds below.
+    """Write a benchmark of teleportation as PNG: error above, Fréchet distance to other seeds below.
 
     Left: by network evaluations, plain (solid) and started late (broken, of each number of evaluations the start with
-    the least error). Right: by the level started at, for the longest run measured that was cut shorter.
+    the least error). Right: by the level started at, for the longest of the full runs.
 
     Arguments
         found: of `bench_teleport`. path: the file to write.

@@ -1,7 +1,7 @@
-"""What a run of a sampler is worth: its error from a reference of the same noise, and its Frechet distances.
+"""What a run of a sampler is worth: its error from a reference of the same noise, and its Fréchet distances.
 
     error    RMS of (run - reference), over the reference's own standard deviation; two seeds are about 1.41 apart
-    seeds    squared Frechet distance, in latent space, of the runs from reference samples of other seeds
+    seeds    squared Fréchet distance, in latent space, of the runs from reference samples of other seeds
     data     the same from the Gaussian of the workspace's encoded images
     clip     that from the reference samples of other seeds, in the space of a CLIP model that sees the decoded pictures
     variance total variance of the runs over the reference's; hasty runs lose some
@@ -9,7 +9,7 @@
 each beside what chance makes of it: the spread over random halves of reference samples, over random rows of the workspace,
 and the reference's own error, as the difference from half as many steps.
 
-Frechet distances are taken in the leading directions, one for ten seeds: those of the data, and in CLIP's space those of
+Fréchet distances are taken in the leading directions, one for ten seeds: those of the data, and in CLIP's space those of
 the reference samples of other seeds. In all directions of a latent there
 are too few seeds: the bias (`manifold.frechet`) is then larger than what is looked for, and falls with the variance of the
 runs, so that runs which have lost variance would seem the better ones.
@@ -49,7 +49,7 @@ class Run:
         start: sigma / alpha of the first evaluation; start_relative: the same in sqrt(lambda_1).
         error, low, high: relative RMS error and its 95 % interval over seeds.
         ratio, ratio_low, ratio_high: error over that of the rival, paired seed by seed; None for a plain run.
-        seeds, data: Frechet distances. seeds_change: of `seeds` from the rival's.
+        seeds, data: Fréchet distances. seeds_change: of `seeds` from the rival's.
         clip, clip_change: as `seeds` and `seeds_change`, in CLIP's space; None without a CLIP model.
         variance: total variance over the reference's.
         equals_plain: evaluations that the plain sampler takes to the same error, where they are in the measured range.
@@ -90,7 +90,7 @@ class TeleportBench:
     Attributes
         runs: plain ones first.
         facts: seeds, lambda_1, the published start in these latents' sigma / alpha, guidance_scale, reference_steps, ...
-        yardsticks: reference_error (of the reference itself), other_seed_error, and of the Frechet distances the
+        yardsticks: reference_error (of the reference itself), other_seed_error, and of the Fréchet distances the
             reference's own (`seeds_reference`, `data_reference`) and mean and deviation by chance (`seeds_chance`, ...);
             the same of `clip` where it was measured.
     """
@@ -111,7 +111,7 @@ class TeleportBench:
     def free_start(self, sampler: str, steps: int, statistics: str = "all") -> Run | None:
         """The latest start up to which nothing was lost, of those measured at this number of steps.
 
-        Free means: the error at most 5 % above the plain run's of as many steps, and the Frechet distance to other seeds
+        Free means: the error at most 5 % above the plain run's of as many steps, and the Fréchet distance to other seeds
         above the plain run's by no more than one deviation of chance; there and at every earlier start.
         """
         found = None
@@ -171,7 +171,7 @@ class Scorer:
         embed: latents (n, d) to CLIP's embeddings, where distances are wanted there too.
 
     Attributes
-        directions: leading ones that Frechet distances are taken in, with `variance_kept` of the data's variance.
+        directions: leading ones that Fréchet distances are taken in, with `variance_kept` of the data's variance.
 
     Raises: MismatchError if the reference is one point.
     """
@@ -202,7 +202,7 @@ class Scorer:
             self._clip_other = seen @ leading
 
     def to_seeds(self, painted: Tensor) -> float:
-        """Squared Frechet distance to the other seeds, in the leading directions."""
+        """Squared Fréchet distance to the other seeds, in the leading directions."""
         return frechet_distance(painted.double() @ self.basis, self.other @ self.basis)
 
     def to_data(self, painted: Tensor) -> float:

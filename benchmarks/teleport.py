@@ -2,7 +2,7 @@
 
     python benchmarks/teleport.py [--model FOLDER] [--workspace WS] [--images cifar10-train.parquet] [--seeds 200]
 
-On the shipped model and the same seeds: RMS error from a many-step DDIM run of the same noise, and Frechet distance in
+On the shipped model and the same seeds: RMS error from a many-step DDIM run of the same noise, and Fréchet distance in
 latent space to other seeds and to the data, beside what chance makes of each. First at equal network evaluations, then for
 25 steps of which more and more are left out. Statistics are those of the first 10,000 images as the model's own autoencoder
 encodes them, unless a fitted workspace is given, all together and by class; guidance 1 asks the network once a step.
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--per-class", action=argparse.BooleanOptionalAction, default=True, help="statistics of classes too"
     )
-    parser.add_argument("--clip", metavar="MODEL", help="Frechet distances in the space of this CLIP model too")
+    parser.add_argument("--clip", metavar="MODEL", help="Fréchet distances in the space of this CLIP model too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = options.workspace or made(Path(folder), options.images, options.model)
@@ -71,7 +71,7 @@ def made(folder: Path, images: Path, model: Path) -> Path:
 def print_tables(found: TeleportBench) -> None:
     columns = [
         "sampler", "moved by", "evaluations", "saved", "start / sqrt(l1)", "error", "of plain", "low", "high", "as plain",
-        "Frechet seeds", "data", "in CLIP", "variance",
+        "Fréchet seeds", "data", "in CLIP", "variance",
     ]  # fmt: skip
     for comparison, counts, title in (
         (
@@ -92,7 +92,7 @@ def print_tables(found: TeleportBench) -> None:
 
 
 def print_gains(found: TeleportBench) -> None:
-    """Frechet distance plain and started late at equal evaluations, beside the gains published for other models."""
+    """Fréchet distance plain and started late at equal evaluations, beside the gains published for other models."""
     rows = []
     for sampler in found.facts["samplers"]:
         for count in found.facts["evaluations"]:
@@ -116,10 +116,10 @@ def print_gains(found: TeleportBench) -> None:
                     ]
                 )
     columns = [
-        "sampler", "evaluations", "moved by", "error plain", "late", "Frechet plain", "late", "above reference plain", "late",
+        "sampler", "evaluations", "moved by", "error plain", "late", "Fréchet plain", "late", "above reference plain", "late",
         "published FID plain", "late",
     ]  # fmt: skip
-    show("Frechet distance to other seeds at equal evaluations, the start with the least error", columns, rows)
+    show("Fréchet distance to other seeds at equal evaluations, the start with the least error", columns, rows)
 
 
 def cells(run: Run) -> list[object]:

@@ -2,7 +2,7 @@
 
     W^2 = |mean_A - mean_B|^2 + trace(A) + trace(B) - 2 trace (A^(1/2) B A^(1/2))^(1/2)
 
-is the squared Bures-Wasserstein distance of the two Gaussians: a Frechet distance (the formula of FID) taken in latent
+is the squared Bures-Wasserstein distance of the two Gaussians: a Fréchet distance (the formula of FID) taken in latent
 space instead of a classifier's features.
 """
 

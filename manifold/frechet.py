@@ -1,4 +1,4 @@
-"""Frechet distance of two sets of latents, and what chance makes of it.
+"""Fréchet distance of two sets of latents, and what chance makes of it.
 
     F = |mean_x - mean_y|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2,      A, B the covariances of the sets
 
@@ -28,7 +28,7 @@ __all__ = ["frechet_distance", "split_frechet"]
 
 
 def frechet_distance(x: Tensor, y: Tensor | CovarianceModel) -> float:
-    """Squared Frechet distance of latents x from latents y, or from a Gaussian.
+    """Squared Fréchet distance of latents x from latents y, or from a Gaussian.
 
     Arguments
         x: (n, d) or (n, C, H, W), at least two rows; covariances have divisor n - 1.
@@ -55,7 +55,7 @@ def frechet_distance(x: Tensor, y: Tensor | CovarianceModel) -> float:
 
 
 def split_frechet(x: Tensor, splits: int = 20, seed: int = 0) -> Tensor:
-    """Squared Frechet distances between random halves of one set: what n / 2 rows of one distribution give by chance.
+    """Squared Fréchet distances between random halves of one set: what n / 2 rows of one distribution give by chance.
 
     Arguments
         x: (n, d) or (n, C, H, W), n at least 4; of an odd number one row is left out of each split.

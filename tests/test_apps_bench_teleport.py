@@ -16,7 +16,8 @@ from helpers import make_workspace
 from manifold_apps import teleport_plot
 from manifold_apps.bench_teleport import PUBLISHED, bench_teleport
 from manifold_apps.cli_teleport import sentences, tables
-from manifold_apps.seeded_runs import SeededRuns, open_pipeline
+from manifold_apps.pipelines import open_pipeline
+from manifold_apps.seeded_runs import SeededRuns
 from PIL import Image
 from rich.console import Console
 from tiny_pipelines import SD, ExactGaussian, LatentPipeline, quiet, tiny_ddpm, tiny_demo, tiny_latent, tiny_vae

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from manifold_apps.clip_trajectory import follow_clip
+from manifold_apps.pipelines import conditions
 from manifold_apps.run import run_images
-from manifold_apps.seeded_runs import conditions
 from rich.console import Console
 from test_apps_cli import manifold, write_photos
 from tiny_clip import projection_model

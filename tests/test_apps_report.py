@@ -14,11 +14,11 @@ import pytest
 import torch
 from helpers import make_workspace, needs_cuda
 from manifold_apps import report_sections
+from manifold_apps.pipelines import open_pipeline
 from manifold_apps.report import write_report
 from manifold_apps.report_measure import _nearest_step, stepped_gains
 from manifold_apps.report_model import open_flow_model
 from manifold_apps.report_page import Picture, Section, Table, _prose, page
-from manifold_apps.seeded_runs import open_pipeline
 from manifold_apps.training.checkpoints import keep_checkpoint
 from PIL import Image
 from tiny_pipelines import SD, ExactGaussian, quiet, tiny_ddim, tiny_ddpm, tiny_demo, tiny_dit, tiny_latent, tiny_unet

@@ -12,7 +12,7 @@ import torch
 from helpers import needs_cuda
 from images import encoded
 from manifold_apps.training.autoencoder import build_autoencoder, pixel_loss
-from manifold_apps.training.card import History, read_history, write_card
+from manifold_apps.training.card import History, last_losses, read_history, write_card
 from manifold_apps.training.checkpoints import find_checkpoints
 from manifold_apps.training.decoder import _CRITIC_SHARE, _CRITIC_WEIGHT, DecoderAndCritic, decoder_losses
 from manifold_apps.training.denoiser import build_scheduler, denoiser_losses
@@ -254,6 +254,15 @@ def test_images_without_labels_are_refused(tmp_path):
     write_labelled(tmp_path / "bare.parquet", labels=False)
     with pytest.raises(InputError, match="has no labels"):
         load_training_images(tmp_path / "bare.parquet", 32)
+
+
+def test_a_log_without_a_line_says_no_more_than_none(tmp_path):
+    known = {"images": 7}
+    assert last_losses(tmp_path, known) is known
+    (tmp_path / "losses.jsonl").write_text("")
+    assert last_losses(tmp_path, known) is known
+    (tmp_path / "losses.jsonl").write_text('{"images": 8}\n{"images": 9}\n')
+    assert last_losses(tmp_path, known) == {"images": 9}
 
 
 # diffusers' multistep solvers hand a torch tensor to np.array in the old way.

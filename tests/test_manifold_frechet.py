@@ -1,4 +1,4 @@
-"""Frechet distance of sets of latents against dense matrix square roots, and its bias against theory."""
+"""Fréchet distance of sets of latents against dense matrix square roots, and its bias against theory."""
 
 import math
 

@@ -50,11 +50,10 @@ def read_history(painter: Path) -> History:
 
 
 def last_losses(folder: Path, before: dict[str, Any]) -> dict[str, Any]:
-    """The last line of a network's log (steps, images and mean losses); without one, what was known before."""
+    """The last line of a network's log (steps, images and mean losses); without any, what was known before."""
     path = folder / "losses.jsonl"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-    return before
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return json.loads(lines[-1]) if lines else before
 
 
 def write_card(pipeline: ClassConditionalPipeline, painter: Path, history: History, facts: dict[str, Any]) -> None:
