@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from index.card import INDEX_SCHEMA, read_card
+from index.card import INDEX_SCHEMA, has_card, read_card
 from index.health import reason_counts
 from index.shards import counted_rejects
 from index.statistics import UNLABELLED, class_means_path, class_moments_path, load_manifold
@@ -46,7 +46,7 @@ def describe_workspace(workspace: str | Path) -> dict[str, Any]:
         "command": manifest.command,
         "spectrum": None,
         "classes": None,
-        "index": read_card(opened) if opened.index_card_path.is_file() else None,
+        "index": read_card(opened) if has_card(opened) else None,
     }
     if opened.stats_path.is_file():
         fitted = load_manifold(opened)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifold.errors import InputError, ManifoldWarning
-from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file, write_json
+from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file
 from manifold.gaussian import GaussianManifold
 from manifold.precision import without_autocast
 
-from .card import INDEX_SCHEMA
+from .card import INDEX_SCHEMA, announce_card, settle_card, write_card
 from .costs import INVERTED
 from .inverted_file import write_inverted_file
 from .plan import DEFAULT_MEMORY_BYTES, DEFAULT_RECALL, Plan, plan_index
@@ -133,7 +133,8 @@ def build_index(
             card["index_sha256"], card["index_bytes"] = sha256_file(path), path.stat().st_size
             if measure and truth is not None:
                 card = _measured(Searcher(opened, manifold, index, card), truth, progress)
-        write_json(opened.index_card_path, card)
+            announce_card(opened, card)
+        settle_card(opened)
     if measure and recall is not None:
         _warn_below(card, recall)
     return card
@@ -162,7 +163,7 @@ def measure_index(workspace: str | Path, *, progress: Progress = silent) -> dict
         searcher = Searcher.open(root)
         truth = Truth(searcher.manifold, searcher.workspace.latents, progress=progress)
         card = _measured(searcher, truth, progress)
-        write_json(searcher.workspace.index_card_path, card)
+        write_card(searcher.workspace, card)
     return card
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from manifold.errors import ManifoldWarning
-from manifold.files import TEMPORARY_PREFIX, atomic_path, load_tensors, sha256_file, write_json
+from manifold.files import TEMPORARY_PREFIX, atomic_path, load_tensors, sha256_file
 from manifold.gaussian import GaussianManifold
 
 from .build import build_index, latents_checksum, measure_index, plan_workspace
-from .card import INDEX_SCHEMA, read_card
+from .card import INDEX_SCHEMA, announce_card, has_card, read_card, settle_card
 from .costs import INVERTED
 from .fit import refit_workspace
 from .inverted_file import InvertedLists, write_inverted_file
@@ -59,7 +59,7 @@ def refresh_workspace(workspace: str | Path, *, progress: Progress = silent) -> 
     opened = Workspace.open(workspace)
     if opened.stats_path.is_file():
         refit_workspace(workspace, progress=progress)
-        if opened.index_card_path.is_file():
+        if has_card(opened):
             refresh_index(workspace, progress=progress)
     _drop_old_moments(opened.root)
 
@@ -88,17 +88,16 @@ def is_behind(workspace: Workspace) -> bool:
         workspace, GaussianManifold.load(workspace.stats_path).metadata
     ):
         return True
-    return workspace.index_card_path.is_file() and not _is_current(workspace, read_card(workspace))
+    return has_card(workspace) and not _is_current(workspace, read_card(workspace))
 
 
 def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
     """Bring a built index up to the latents and the statistics, in its own basis.
 
     Rows added since are projected and appended. If rows were removed, the index is emptied and filled again, which leaves
-    nothing of them in the file. An index that does not belong to its card, as a process killed between writing the two
-    leaves it, or whose card is of another schema, is built anew. Inverted lists are copied from file to file, one at a
-    time. The recall in the card is that of the rows it was measured among (`recall.count`); it is measured again when
-    their number has changed by more than a quarter.
+    nothing of them in the file. An index that does not belong to its card, or whose card is of another schema, is built
+    anew. Inverted lists are copied from file to file, one at a time. The recall in the card is that of the rows it was
+    measured among (`recall.count`); it is measured again when their number has changed by more than a quarter.
 
     Returns: the card, as written to WS/index/image.json.
 
@@ -125,22 +124,23 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
             start, last = _covered(opened, card), len(opened.latents)
             with atomic_path(opened.index_path) as path:
                 mean, vectors = faiss_io.basis(_extended(opened, card["kind"], start, path, progress))
-            origin = {
-                "stats_sha256": card["stats_sha256"],
-                "count": card["count"],
-                "variance_kept": card["variance_kept"],
-            }
-            card = {
-                **card,
-                "count": last,
-                "variance_kept": _share(manifold, vectors),
-                "index_sha256": sha256_file(opened.index_path),
-                "index_bytes": opened.index_path.stat().st_size,
-                "stats_sha256": sha256_file(opened.stats_path),
-                "latents_sha256": latents_checksum(opened),
-                "basis": card.get("basis", origin),
-            }
-            write_json(opened.index_card_path, card)
+                origin = {
+                    "stats_sha256": card["stats_sha256"],
+                    "count": card["count"],
+                    "variance_kept": card["variance_kept"],
+                }
+                card = {
+                    **card,
+                    "count": last,
+                    "variance_kept": _share(manifold, vectors),
+                    "index_sha256": sha256_file(path),
+                    "index_bytes": path.stat().st_size,
+                    "stats_sha256": sha256_file(opened.stats_path),
+                    "latents_sha256": latents_checksum(opened),
+                    "basis": card.get("basis", origin),
+                }
+                announce_card(opened, card)
+            settle_card(opened)
             if start is not None and start < last:
                 _warn_if_outgrown(opened, card, manifold, mean, vectors, start)
     if not sound:

@@ -33,7 +33,7 @@ from manifold.files import sha256_file
 from manifold.gaussian import GaussianManifold, Level
 
 from .build import latents_checksum
-from .card import INDEX_SCHEMA, read_card
+from .card import INDEX_SCHEMA, has_card, read_card
 from .cpu_index import CpuIndex
 from .exhaustive import nearest_rows
 from .filters import Condition, Where, parse_where, rows_where
@@ -109,7 +109,7 @@ class Searcher:
         workspace = Workspace.open(path)
         workspace.require_complete()
         remedy = f"run: manifold index {workspace.root}"
-        if not workspace.index_card_path.is_file() or not workspace.index_path.is_file():
+        if not has_card(workspace) or not workspace.index_path.is_file():
             raise NotFittedError(f"{workspace.root} has no index yet; {remedy}")
         card = read_card(workspace)
         if card.get("schema") != INDEX_SCHEMA:

@@ -220,6 +220,11 @@ class Workspace:
         return self.root / "index" / "image.json"
 
     @property
+    def next_card_path(self) -> Path:
+        """The card of an index that is about to take the place of this one."""
+        return self.root / "index" / "next.json"
+
+    @property
     def rejects_path(self) -> Path:
         """Every input that was not used, with the reason."""
         return self.root / "rejects.parquet"

@@ -293,8 +293,7 @@ def test_a_stopped_addition_goes_on_to_the_same_bytes(tmp_path, stage, at):
     assert verify_workspace(root).problems == ()
 
 
-def test_an_index_written_without_its_card_is_built_anew(grown, tmp_path):
-    """What a process killed between the two leaves."""
+def test_an_index_of_another_card_is_built_anew(grown, tmp_path):
     photos(tmp_path / "photos", range(200, 210))
     path = grown[0] / "index" / "image.index"
     path.write_bytes(path.read_bytes() + b" ")

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_workspace
+from manifold_apps.describe import describe_workspace
 
 from index import faiss_io
-from index.build import build_index, plan_workspace
+from index.build import build_index, measure_index, plan_workspace
 from index.fit import fit_workspace
+from index.refresh import is_behind, refresh_index, refresh_workspace
 from index.search import Searcher
 from index.verify import verify_workspace
-from manifold.errors import FormatError, InputError, ManifoldWarning
+from index.workspace import Workspace
+from manifold.errors import FormatError, InputError, ManifoldWarning, NotFittedError
 
 N, D = 3000, 48
 
@@ -92,6 +95,71 @@ def test_what_a_killed_build_left_is_swept_away(fitted):
         (fitted / "index" / name).write_bytes(b"half")
     build_index(fitted, kind="IVF-SQ8", rank=8)
     assert present(fitted) == ["image.index", "image.json"]
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it and go on."""
+
+
+def kill_at_rename(patched: pytest.MonkeyPatch, number: int) -> None:
+    """Let so many files be renamed, and stop before the next."""
+    left, rename = [number], Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        return rename(self, target)
+
+    patched.setattr(Path, "replace", replace)
+
+
+@pytest.mark.parametrize("then", [build_index, measure_index, refresh_index])
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_a_build_killed_at_any_rename_leaves_one_index_or_the_other(fitted, monkeypatch, renamed, then):
+    """The announced card, the index and the card are renamed in turn: from the index on the new one is there."""
+    build_index(fitted, kind="SQ8", rank=8)
+    with monkeypatch.context() as patched:
+        kill_at_rename(patched, renamed)
+        with pytest.raises(Killed):
+            build_index(fitted, kind="SQfp16", rank=16)
+    kind = "SQfp16" if renamed == 2 else "SQ8"
+    assert Searcher.open(fitted).card["kind"] == describe_workspace(fitted)["index"]["kind"] == kind
+    assert verify_workspace(fitted).whole
+    assert not is_behind(Workspace.open(fitted))
+    if then is build_index:
+        with monkeypatch.context() as patched:
+            kill_at_rename(patched, 1)  # or 2, where the announced card takes its place first
+            with pytest.raises(Killed):
+                build_index(fitted, kind="Flat", rank=8)
+        assert Searcher.open(fitted).card["kind"] == kind
+        kind = build_index(fitted, kind="Flat", rank=8)["kind"]
+    else:
+        assert then(fitted)["kind"] == kind
+    assert Searcher.open(fitted).card["kind"] == kind
+    assert verify_workspace(fitted).whole
+    if then is not refresh_index:  # which has nothing to write
+        assert present(fitted) == ["image.index", "image.json"]
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_a_first_build_that_is_killed_leaves_an_index_or_none(tmp_path, rng, monkeypatch, renamed):
+    root = make_workspace(tmp_path / "ws", rng.standard_normal((300, 12)).astype(np.float16), shape=(3, 2, 2)).root
+    fit_workspace(root)
+    with monkeypatch.context() as patched:
+        kill_at_rename(patched, renamed)
+        with pytest.raises(Killed):
+            build_index(root, kind="SQ8")
+    refresh_workspace(root)
+    assert verify_workspace(root).whole
+    if renamed == 2:
+        assert Searcher.open(root).card["kind"] == describe_workspace(root)["index"]["kind"] == "SQ8"
+    else:
+        assert describe_workspace(root)["index"] is None
+        with pytest.raises(NotFittedError, match="has no index yet"):
+            Searcher.open(root)
+    build_index(root, kind="SQ8")
+    assert present(root) == ["image.index", "image.json"]
 
 
 @pytest.mark.parametrize("kind", ["RaBitQ", "HNSW", "IVF-PQ"])

@@ -159,7 +159,7 @@ STEPS = ["sha256_file", "_linked", "write_rejects", "remove_uncommitted", "refre
 
 @pytest.mark.parametrize("step", [*STEPS, "fit", "index", "card"])
 def test_a_killed_removal_leaves_all_or_nothing_and_is_finished_by_the_same_command(original, root, step, monkeypatch):
-    """Killed before and after the changeover: at the writing of a shard, ..., and between the index and its card."""
+    """Killed before and after the changeover: at the writing of a shard, ..., and before the index's card."""
     calls = []
 
     def kill(*arguments, **options):
@@ -176,7 +176,7 @@ def test_a_killed_removal_leaves_all_or_nothing_and_is_finished_by_the_same_comm
         if step in STEPS:
             patched.setattr(index.remove, step, kill)
         if step == "card":
-            patched.setattr("index.refresh.write_json", kill)
+            patched.setattr("index.refresh.announce_card", kill)
         with pytest.raises(Killed):
             remove_images(root, keys(GONE), progress=stop)
     opened = Workspace.open(root)
@@ -193,6 +193,20 @@ def test_a_killed_removal_leaves_all_or_nothing_and_is_finished_by_the_same_comm
     mine = load_tensors(root / "stats" / "stats.safetensors")[0]
     assert all(torch.equal(mine[key], whole[key]) for key in whole)
     with pytest.raises(InputError, match=r"no image with the key '00003' and \d+ others; nothing was removed"):
+        remove_images(root, keys(GONE))
+
+
+def test_a_removal_killed_between_the_index_and_its_card_is_done(root, monkeypatch):
+    def kill(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("index.refresh.settle_card", kill)
+        with pytest.raises(Killed):
+            remove_images(root, keys(GONE))
+    assert verify_workspace(root).problems == ()
+    assert Searcher.open(root).card["count"] == 200 - len(GONE)
+    with pytest.raises(InputError, match="nothing was removed"):
         remove_images(root, keys(GONE))
 
 
