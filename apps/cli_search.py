@@ -40,7 +40,7 @@ def index(
         float | None, typer.Option(help="Share of the true neighbours to find, above 0 and below 1. [default: 0.99]")
     ] = None,
     kind: Annotated[
-        Literal["Flat", "SQfp16", "SQ8", "Int8", "RaBitQ", "HNSW", "IVF-Flat", "IVF-SQ8", "IVF-PQ"] | None,
+        Literal["Flat", "SQfp16", "SQ8", "Int8", "FastScan", "RaBitQ", "HNSW", "IVF-Flat", "IVF-SQ8", "IVF-PQ"] | None,
         typer.Option(help="Kind of index. [default: the quickest that fits]"),
     ] = None,
     measure: Annotated[

@@ -37,7 +37,7 @@ from index.costs import Kind
 
 RECALL = 0.99
 K = 10
-OURS: list[Kind | None] = [None, "SQ8", "SQfp16", "RaBitQ", "HNSW", "IVF-SQ8"]
+OURS: list[Kind | None] = [None, "Int8", "SQ8", "SQfp16", "RaBitQ", "HNSW", "IVF-SQ8"]
 SMALL = (100, 300, 1000, 3000, 10_000)
 Search = Callable[[np.ndarray], np.ndarray]
 Rival = Callable[[np.ndarray, np.ndarray, np.ndarray], list[object]]

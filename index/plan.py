@@ -37,7 +37,7 @@ __all__ = ["DEFAULT_MEMORY_BYTES", "DEFAULT_RECALL", "Plan", "bytes_text", "pars
 DEFAULT_MEMORY_BYTES = 2**30
 DEFAULT_RECALL = 0.99
 
-_RANKS = (*range(16, 128, 8), *range(128, 257, 16))
+_RANKS = tuple(range(16, 257, 16))
 _CANDIDATES = (50, 60, 70, 80, 90, 100, 120, 140, 160, 180, 200)
 _AS_QUICK = 1.1
 """Times of queries within this factor count as equal."""
@@ -117,7 +117,7 @@ def plan_index(
             or a text such as "4G".
         recall: share of the true 10 nearest neighbours wanted among the candidates, above 0 and below 1.
         kind: one of `Kind`; the quickest that fits and reaches the recall, unless given.
-        rank: coordinates; what answers soonest, a multiple of 8 from 16 to 256, unless given.
+        rank: coordinates; what answers soonest, a multiple of 16 from 16 to 256, unless given.
         tail_var: variance of each of the d - len(eigvals) directions without an eigenvalue of their own.
 
     Returns: the plan, with 50 to 200 candidates for 10 neighbours. If no kind reaches the recall, that which comes nearest.
@@ -206,10 +206,10 @@ def _seconds_text(seconds: float) -> str:
 
 
 def _order(count: int) -> list[list[tuple[str, int]]]:
-    """Groups of kinds to try: of the first that has one that will do, the quickest. RaBitQ with fewer and fewer bits."""
-    scans: list[list[tuple[str, int]]] = [[("Int8", 0), ("SQ8", 0), ("SQfp16", 0), ("Flat", 0)]]
-    scans += [[("RaBitQ", 4)], [("RaBitQ", 2)]]
-    return [*scans, [("IVF-SQ8", 0)]] if count <= _SCAN_UP_TO else [[("IVF-SQ8", 0)], *scans]
+    """Groups of kinds to try: of the first that has one that will do, the quickest."""
+    scans = [("FastScan", 0), ("Int8", 0), ("SQ8", 0), ("SQfp16", 0), ("Flat", 0)]
+    lists = [("IVF-SQ8", 0)]
+    return [scans, lists] if count <= _SCAN_UP_TO else [lists, scans]
 
 
 def _quickest(plans: list[Plan]) -> float:
@@ -225,7 +225,7 @@ def _needs(plan: Plan) -> int:
 
 
 def _ranks(spectrum: np.ndarray, most: int) -> list[int]:
-    """Multiples of 8, of 16 from 128 on, up to 256 and to as many directions as vary at all."""
+    """Multiples of 16, in which scans are quick, up to 256 and to as many directions as vary at all."""
     varying = min(most, _RANKS[-1], max(int((spectrum > 0).sum()), 1))
     stepped = [k for k in _RANKS if k <= varying]
     return stepped if stepped and stepped[-1] == varying else [*stepped, varying]
@@ -240,7 +240,7 @@ def _sized(kind: str, bits: int, k: int, count: int, d: int, allowed: int, recal
     fixed, row_bytes = fixed_bytes(kind, k, d, lists, groups, bits), code_bytes(kind, k, groups, bits)
     index_bytes = fixed + 16 * lists + count * row_bytes
     # The sample, and its copy where coordinates are changed; a batch as stored, in float32, centred, and projected.
-    training = sample * k * 4 * (2 if groups or bits or kind == "Int8" else 1)
+    training = sample * k * 4 * (2 if groups or bits or kind in ("Int8", "FastScan") else 1)
     least, most = _BATCH_BYTES
     rows = min(count, max(1, min(max(int(_BATCH_SHARE * allowed), least), most) // (4 * d)))
     batch = rows * (10 * d + 8 * k)

@@ -28,7 +28,7 @@ def manifold(*arguments):
 def test_plan_then_index_then_recall(root):
     result, printed = manifold("index", root, "--memory", "64M", "--recall", "0.95")
     assert result.exit_code == 0
-    plan, built = printed.index("plan: Int8 over "), printed.index("indexed 700 latents: Int8 over ")
+    plan, built = printed.index("plan: FastScan over "), printed.index("indexed 700 latents: FastScan over ")
     assert plan < built < printed.index("recall@1 ")
     card = json.loads((root / "index" / "image.json").read_text())
     assert card["plan"]["target_recall"] == 0.95

@@ -12,7 +12,7 @@ from manifold.errors import FormatError
 
 D, K, N = 40, 16, 3000
 LOSS = {
-    "Flat": 1e-5, "SQfp16": 1e-3, "SQ8": 0.02, "Int8": 0.05, "RaBitQ": 0.15, "HNSW": 1e-3,
+    "Flat": 1e-5, "SQfp16": 1e-3, "SQ8": 0.02, "Int8": 0.05, "FastScan": 0.12, "RaBitQ": 0.15, "HNSW": 1e-3,
     "IVF-Flat": 1e-5, "IVF-SQ8": 0.02, "IVF-PQ": 0.4,
 }  # fmt: skip
 """Largest error of the stored coordinates, as a share of their size."""

@@ -20,11 +20,10 @@ def correlated(rng, n, d):
 @pytest.mark.parametrize(
     ("count", "memory", "kind"),
     [
-        (10**4, "64M", "Int8"),
-        (10**5, "40M", "Int8"),
-        (10**6, "110M", "Int8"),
-        (10**6, "75M", "RaBitQ"),
-        (10**6, "60M", "IVF-SQ8"),
+        (10**4, "64M", "FastScan"),
+        (10**5, "40M", "FastScan"),
+        (10**6, "50M", "FastScan"),
+        (10**6, "38M", "IVF-SQ8"),
         (3 * 10**6, "1G", "IVF-SQ8"),
         (10**7, "4G", "IVF-SQ8"),
     ],
@@ -42,8 +41,8 @@ def test_nothing_that_will_do_is_much_quicker_or_as_quick_and_smaller(spectrum, 
     chosen = plan_index(50_000, 4096, spectrum, "1G", recall)
     others = [
         plan_index(50_000, 4096, spectrum, "1G", recall, kind=kind, rank=rank)
-        for kind in ("Int8", "SQ8", "SQfp16", "Flat")
-        for rank in (*range(16, 128, 8), *range(128, 257, 16))
+        for kind in ("FastScan", "Int8", "SQ8", "SQfp16", "Flat")
+        for rank in range(16, 257, 16)
     ]
     will_do = [plan for plan in others if 1 - plan.expected_recall <= (1 - recall) / 2]
     assert chosen in will_do
@@ -56,7 +55,7 @@ def test_one_step_for_all_is_not_taken_where_it_is_too_coarse():
     """One direction a thousand times as wide as the others, which decide who is near: half a step of it drowns them."""
     spectrum = np.concatenate([[1e6], np.full(30, 1.0), np.full(100, 1e-3)])
     assert plan_index(10**5, 131, spectrum, "1G", 0.99).kind in ("SQ8", "SQfp16")
-    assert plan_index(10**5, 131, spectrum[1:], "1G", 0.99, tail_var=1e-3).kind == "Int8"
+    assert plan_index(10**5, 131, spectrum[1:], "1G", 0.99, tail_var=1e-3).kind == "FastScan"
 
 
 def test_work_grows_with_recall_and_rows_and_no_more_than_needed():
@@ -67,7 +66,8 @@ def test_work_grows_with_recall_and_rows_and_no_more_than_needed():
     more, fewer = (plan_index(count, 4096, RANKS, "4G", 0.9) for count in (10**6, 10**4))
     assert (more.k, more.candidates) > (fewer.k, fewer.candidates)
     steep = plan_index(10**5, 4096, np.exp(-np.arange(4096.0)), "1G", 0.99)
-    assert (steep.k, steep.candidates) == (16, 50)
+    assert steep.k == 16
+    assert steep.candidates <= 70
 
 
 def test_rank_and_kind_are_taken_as_asked():
@@ -97,7 +97,7 @@ def test_the_file_is_as_large_as_planned(kind, bits_rank, tmp_path, rng):
 
 def test_what_does_not_fit_is_refused_with_what_would():
     with pytest.raises(
-        InputError, match=r"no index of 10,000,000 rows fits into 64.0 MiB: .* needs .*; give --memory 1\d\dM$"
+        InputError, match=r"no index of 10,000,000 rows fits into 64.0 MiB: .* needs .*; give --memory \d\dM$"
     ):
         plan_index(10**7, 4096, RANKS, "64M")
     with pytest.raises(InputError, match=r"of kind Flat fits into 1.0 GiB.*or leave the kind to the plan"):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from test_index_add import OPTIONS, made, photos
 
 import index.remove
+from index import faiss_io
 from index.add import add_images
 from index.build import build_index
 from index.encode import encode_images
@@ -88,9 +90,10 @@ def test_searches_are_those_of_what_is_left(original, root, rng, question, alpha
 
 def test_no_file_holds_the_removed(root):
     """Latents as stored, which is how the moments keep rows that wait, and as the index stores their coordinates."""
+    build_index(root, kind="Int8", measure=False)
     opened = Workspace.open(root)
     latents = opened.latents.read(GONE)
-    codes = _codes(root)[GONE]
+    codes = _codes(root).reshape(200, -1)[GONE]
     traces = [row.tobytes() for form in (latents, codes) for row in form]
     held = b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
     assert all(trace in held for trace in traces), "the traces are those that the files have before"
@@ -101,13 +104,29 @@ def test_no_file_holds_the_removed(root):
     assert not set(names) & set(keys(GONE))
 
 
-def _codes(root):
-    """What the index file holds of each row: one byte a coordinate."""
-    import faiss
+def test_a_fast_scan_holds_the_rows_left_and_nothing_else(root):
+    """Its codes are interleaved and padded, so they are compared with those of an index that never held more."""
+    before = build_index(root, kind="FastScan", measure=False)
+    remove_images(root, keys(GONE))
+    index = faiss_io.read_index(root / "index" / "image.index")
+    mean, vectors = faiss_io.basis(index)
+    fresh = faiss_io.new_index(mean, vectors, "FastScan")
+    levels = faiss.vector_to_array(faiss_io.storage_of(index).pq.centroids)
+    faiss.copy_array_to_vector(levels, faiss_io.storage_of(fresh).pq.centroids)
+    faiss_io.storage_of(fresh).is_trained = True
+    opened = Workspace.open(root)
+    left = opened.latents.read(range(len(opened.latents)))
+    faiss_io.take(fresh, faiss_io.eigen_coordinates(fresh, left))
+    codes = faiss.vector_to_array(faiss_io.storage_of(fresh).codes)
+    assert codes.any()
+    assert np.array_equal(_codes(root), codes)
+    assert (root / "index" / "image.index").stat().st_size < before["index_bytes"]
 
-    index = faiss.read_index(str(root / "index" / "image.index"))
-    storage = faiss.downcast_index(index.index)
-    return faiss.vector_to_array(storage.codes).reshape(storage.ntotal, -1)
+
+def _codes(root):
+    """What the index file holds of the rows."""
+    index = faiss_io.read_index(root / "index" / "image.index")
+    return faiss.vector_to_array(faiss_io.storage_of(index).codes)
 
 
 def test_moments_that_the_fit_does_not_use_go_too(root):
