@@ -69,6 +69,8 @@ def index(
     out.print(plan.sentence())
     with long_work() as progress:
         card = build_index(workspace, plan=plan, recall=recall, progress=progress)
+    if card["kind"] != plan.kind:
+        out.print(f"{plan.kind} missed the recall wanted: these data are far from Gaussian; a finer index was built")
     out.print(
         f"indexed {card['count']:,} latents: {card['kind']} over {counted(card['k'], 'coordinate')} with "
         f"{card['variance_kept']:.1%} of the variance, {card['index_bytes'] / 2**20:,.1f} MiB; {recall_text(card['recall'])}"

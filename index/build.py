@@ -23,7 +23,7 @@ from manifold.precision import without_autocast
 from .card import INDEX_SCHEMA, announce_card, settle_card, write_card
 from .costs import INVERTED
 from .inverted_file import write_inverted_file
-from .plan import DEFAULT_MEMORY_BYTES, DEFAULT_RECALL, Plan, plan_index
+from .plan import DEFAULT_MEMORY_BYTES, DEFAULT_RECALL, Plan, finer_plan, plan_index
 from .progress import Progress, silent
 from .recall import Truth, calibrate, enough_candidates, measure_recall
 from .statistics import load_manifold
@@ -69,7 +69,8 @@ def build_index(
     Arguments
         workspace: its folder, encoded and fitted.
         rank: eigen-coordinates to keep, 1 to the manifold's k; unless given, from 16 to 256, the number that answers soonest.
-        kind: kind of index, see `index.costs.Kind`; the quickest that fits unless given.
+        kind: kind of index, see `index.costs.Kind`; the quickest that fits unless given. If neither kind nor rank is given,
+            and the index built is measured and misses its recall, finer ones are built in its place, see `finer_plan`.
         memory: bytes it may take, or a text such as "4G"; 1 GiB unless given.
         recall: share of the true 10 nearest wanted; 0.99 unless given.
         plan: from `plan_workspace`, instead of `rank`, `kind`, `memory` and `recall`.
@@ -99,30 +100,34 @@ def build_index(
         from . import faiss_io
         from .search import Searcher
 
-        card: dict[str, Any] = {
-            "schema": INDEX_SCHEMA,
-            "kind": plan.kind,
-            "metric": "L2 between eigen-coordinates, then exact L2 between latents",
-            "count": plan.count,
-            "d": opened.latents.d,
-            "k": plan.k,
-            "variance_kept": float(manifold.eigvals[: plan.k].sum()) / manifold.total_variance,
-            "stats_sha256": sha256_file(opened.stats_path),
-            "latents_sha256": latents_checksum(opened),
-            "encoder": opened.manifest.recipe.encoder.id,
-            "faiss": faiss_io.version(),
-            "candidates": plan.candidates / 10,
-            "plan": asdict(plan),
-        }
         with atomic_path(opened.index_path) as path:
-            empty, sample = _trained(opened, manifold, plan)
-            index = _filled(opened, empty, plan, sample, path, progress)
             truth: Truth | None = None
-            effort: int | None = None
-            if measure or faiss_io.set_effort(index, 1):
-                truth = Truth(manifold, opened.latents, progress=progress)
-                effort = calibrate(index, truth, plan)
-            card["effort"] = effort
+            tried: Plan | None = plan
+            while tried is not None:
+                plan = tried
+                empty, sample = _trained(opened, manifold, plan)
+                index = _filled(opened, empty, plan, sample, path, progress)
+                effort: int | None = None
+                if measure or faiss_io.set_effort(index, 1):
+                    truth = truth or Truth(manifold, opened.latents, progress=progress)
+                    effort = calibrate(index, truth, plan)
+                tried = _finer(manifold, plan, index, truth) if measure and truth else None
+            card: dict[str, Any] = {
+                "schema": INDEX_SCHEMA,
+                "kind": plan.kind,
+                "metric": "L2 between eigen-coordinates, then exact L2 between latents",
+                "count": plan.count,
+                "d": opened.latents.d,
+                "k": plan.k,
+                "variance_kept": float(manifold.eigvals[: plan.k].sum()) / manifold.total_variance,
+                "stats_sha256": sha256_file(opened.stats_path),
+                "latents_sha256": latents_checksum(opened),
+                "encoder": opened.manifest.recipe.encoder.id,
+                "faiss": faiss_io.version(),
+                "candidates": plan.candidates / 10,
+                "plan": asdict(plan),
+                "effort": effort,
+            }
             if plan.kind in INVERTED:
                 # The lists are in the file already; the number of them to probe stands before them.
                 faiss_io.set_effort(empty, effort or 1)
@@ -175,7 +180,7 @@ def latents_checksum(workspace: Workspace) -> str:
 def _measured(searcher: Searcher, truth: Truth, progress: Progress) -> dict[str, Any]:
     """The card with the candidates that the data need, and the recall found with them."""
     plan = searcher.card["plan"]
-    enough = enough_candidates(searcher._index, truth, plan["candidates"], plan["target_recall"])
+    enough, _ = enough_candidates(searcher._index, truth, plan["candidates"], plan["target_recall"])
     searcher.card = {**searcher.card, "candidates": enough / 10}
     return {**searcher.card, "recall": measure_recall(searcher, truth, progress=progress)}
 
@@ -189,9 +194,21 @@ def _plan(
     recall: float | None,
 ) -> Plan:
     wanted = DEFAULT_RECALL if recall is None else recall
-    k = manifold.eigvecs.shape[1]  # first of all, for a model without eigenvectors says so here
-    eigvals = manifold.eigvals[:k].double().numpy()
+    eigvals = _eigvals(manifold)
     return plan_index(len(workspace.latents), manifold.d, eigvals, memory, wanted, kind, rank, manifold.tail_var)
+
+
+def _eigvals(manifold: GaussianManifold) -> np.ndarray:
+    """Of the directions there are. Raises: NotFittedError from a model without eigenvectors."""
+    return manifold.eigvals[: manifold.eigvecs.shape[1]].double().numpy()
+
+
+def _finer(manifold: GaussianManifold, plan: Plan, index: Any, truth: Truth) -> Plan | None:
+    """What to build instead of an index that misses its recall even with all the candidates allowed."""
+    from .cpu_index import CpuIndex
+
+    _, reached = enough_candidates(CpuIndex(index), truth, plan.candidates, plan.target_recall)
+    return None if reached else finer_plan(plan, manifold.d, _eigvals(manifold), manifold.tail_var)
 
 
 def _trained(workspace: Workspace, manifold: GaussianManifold, plan: Plan) -> tuple[Any, np.ndarray]:

@@ -32,7 +32,7 @@ from .costs import (
 )
 from .expected_recall import expected_recall, gathered
 
-__all__ = ["DEFAULT_MEMORY_BYTES", "DEFAULT_RECALL", "Plan", "bytes_text", "parse_bytes", "plan_index"]
+__all__ = ["DEFAULT_MEMORY_BYTES", "DEFAULT_RECALL", "Plan", "bytes_text", "finer_plan", "parse_bytes", "plan_index"]
 
 DEFAULT_MEMORY_BYTES = 2**30
 DEFAULT_RECALL = 0.99
@@ -44,6 +44,8 @@ _AS_QUICK = 1.1
 _MISSES = 0.5
 """Share of the misses allowed that is planned for: data are not quite Gaussian, and 2,000 CIFAR-10 images missed more than
 three times as many as expected."""
+_FINER = {"FastScan": "Int8", "Int8": "SQfp16", "SQ8": "SQfp16"}
+_FINER_RANK = 64
 _SCAN_UP_TO = 2_000_000
 _ROWS_A_LIST = 40
 _BATCH_SHARE, _BATCH_BYTES = 1 / 16, (2**20, 64 * 2**20)
@@ -84,6 +86,10 @@ class Plan:
     expected_recall: float
     """Share of the 10 nearest among the candidates, for Gaussian data of this spectrum, all lists looked at."""
     target_recall: float
+    memory_bytes: int
+    """What it may take."""
+    chosen: bool
+    """Whether kind and coordinates were the plan's own choice."""
 
     def sentence(self) -> str:
         """The plan in one line."""
@@ -140,6 +146,7 @@ def plan_index(
         raise InputError("an index needs at least one row")
     if rank is not None and not 1 <= rank <= len(eigvals):
         raise InputError(f"the rank must lie between 1 and the manifold's {len(eigvals)}, it is {rank}")
+    chosen = kind is None and rank is None
     spectrum = np.concatenate([np.asarray(eigvals, dtype=np.float64), np.full(d - len(eigvals), tail_var)])
     ranks = [rank] if rank is not None else _ranks(spectrum, len(eigvals))
     modes = gathered(spectrum, max(_RANKS[-1], *ranks))
@@ -151,7 +158,7 @@ def plan_index(
         will_do: list[Plan] = []
         for name, bits in group:
             for k in ranks:
-                plan = _sized(name, bits, k, count, d, allowed, recall)
+                plan = replace(_sized(name, bits, k, count, d, allowed, recall), chosen=chosen)
                 if cheapest is None or _needs(plan) < _needs(cheapest):
                     cheapest = plan
                 if _needs(plan) > allowed:
@@ -174,6 +181,29 @@ def plan_index(
         f"{cheapest.kind} over {cheapest.k} coordinates needs {bytes_text(_needs(cheapest))}; "
         f"give --memory {ceil(_needs(cheapest) / 2**20)}M{_other_way(kind)}"
     )
+
+
+def finer_plan(plan: Plan, d: int, eigvals: np.ndarray, tail_var: float = 0.0) -> Plan | None:
+    """What to build where an index missed its recall: finer codes, and twice the coordinates.
+
+    A plan sees a spectrum and takes the data for Gaussian. Of data in clusters far apart the spectrum shows the clusters, and
+    codes that are fine enough for these do not tell a cluster's own rows apart.
+
+    Arguments
+        plan: of the index that missed it. d, eigvals, tail_var: as `plan_index` had them.
+
+    Returns: the plan; None if kind or coordinates were asked for, or nothing finer fits into the memory.
+    """
+    if not plan.chosen or plan.kind not in _FINER:
+        return None
+    rank = min(max(2 * plan.k, _FINER_RANK), max(_RANKS), len(eigvals))
+    try:
+        finer = plan_index(
+            plan.count, d, eigvals, plan.memory_bytes, plan.target_recall, _FINER[plan.kind], rank, tail_var
+        )
+    except InputError:  # the memory
+        return None
+    return replace(finer, chosen=True)
 
 
 def parse_bytes(text: str) -> int:
@@ -263,6 +293,8 @@ def _sized(kind: str, bits: int, k: int, count: int, d: int, allowed: int, recal
         candidates=_CANDIDATES[0],
         expected_recall=0.0,
         target_recall=recall,
+        memory_bytes=allowed,
+        chosen=False,
     )
 
 

@@ -190,19 +190,21 @@ def calibrate(index: Any, truth: Truth, plan: Plan) -> int | None:
     return chosen
 
 
-def enough_candidates(index: CpuIndex | GpuIndex, truth: Truth, planned: int, wanted: float) -> int:
+def enough_candidates(index: CpuIndex | GpuIndex, truth: Truth, planned: int, wanted: float) -> tuple[int, bool]:
     """How many rows to rank for 10 neighbours: as planned, or up to four times as many where the data need more.
 
     Plans count on Gaussian data; images have heavier tails. Judged as in `calibrate`.
+
+    Returns: their number, and whether it brings the recall wanted.
     """
     ids, _ = truth.of(truth.calibrating)
     most = min(_MOST_TIMES * planned, len(truth))
     found = index.nearest(truth.centres(truth.calibrating), most)
-    for candidates in range(planned, most, _STEP):
+    for candidates in (*range(planned, most, _STEP), max(planned, most)):
         shares = [np.isin(true, near[:candidates]).mean() for true, near in zip(ids, found, strict=True)]
         if np.mean(shares) >= wanted:
-            return candidates
-    return max(planned, most)
+            return candidates, True
+    return max(planned, most), False
 
 
 def measure_recall(searcher: Searcher, truth: Truth, *, progress: Progress = silent) -> dict[str, Any]:

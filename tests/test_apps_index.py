@@ -43,6 +43,18 @@ def test_kind_and_rank_as_asked(root):
     )
 
 
+def test_a_finer_index_is_said_to_be_one(tmp_path, rng):
+    """Ten clusters far apart, of which the plan sees the spectrum alone."""
+    widths = np.sqrt(1 / np.arange(1, 257))
+    rows = (rng.standard_normal((4000, 256)) + 8 * rng.standard_normal((10, 256))[rng.integers(0, 10, 4000)]) * widths
+    root = make_workspace(tmp_path / "ws", rows.astype(np.float16), shape=(4, 8, 8)).root
+    fit_workspace(root)
+    _, printed = manifold("index", root)
+    said = ["plan: FastScan over ", "FastScan missed the recall wanted", "indexed 4,000 latents: Int8 over "]
+    places = [printed.index(text) for text in said]
+    assert places == sorted(places)
+
+
 def test_one_sentence_where_nothing_fits(root):
     result, _ = manifold("index", root, "--memory", "100K")
     assert isinstance(result.exception, InputError)

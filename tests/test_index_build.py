@@ -97,6 +97,40 @@ def test_what_a_killed_build_left_is_swept_away(fitted):
     assert present(fitted) == ["image.index", "image.json"]
 
 
+def clusters(rng, n=4000, d=256):
+    """Ten, eight times as far from each other as wide: their spectrum is that of their centres."""
+    widths = np.sqrt(1 / np.arange(1, d + 1))
+    return (rng.standard_normal((n, d)) + 8 * rng.standard_normal((10, d))[rng.integers(0, 10, n)]) * widths
+
+
+def one_far_out(rng, n=4000, d=256):
+    """A row so far from all others that it is the first direction."""
+    rows = rng.standard_normal((n, d)) * np.sqrt(1 / np.arange(1, d + 1))
+    rows[17] = 200.0
+    return rows
+
+
+# One row beyond what fp32 sums resolve is what this is about.
+@pytest.mark.filterwarnings("ignore:at least .* directions have a variance that is not zero but too small")
+@pytest.mark.parametrize("data", [clusters, one_far_out])
+def test_where_the_data_belie_the_plan_a_finer_index_is_built(tmp_path, rng, data):
+    root = make_workspace(tmp_path / "ws", data(rng).astype(np.float16), shape=(4, 8, 8)).root
+    fit_workspace(root)
+    plan = plan_workspace(root)
+    assert plan.chosen
+    kept = build_index(root, plan=plan, measure=False)
+    assert (kept["kind"], kept["k"]) == (plan.kind, plan.k)
+    asked = build_index(root, kind=plan.kind)
+    assert asked["kind"] == plan.kind
+    assert asked["recall"]["all"]["recall_at_10"] < 0.97
+    finer = build_index(root, plan=plan)
+    assert finer["kind"] not in (plan.kind, "FastScan")
+    assert finer["plan"]["kind"] == finer["kind"]
+    assert finer["recall"]["all"]["recall_at_10"] > 0.985
+    assert Searcher.open(root).card == json.loads(json.dumps(finer))
+    assert verify_workspace(root).whole
+
+
 class Killed(BaseException):
     """Not an Exception: nothing may catch it and go on."""
 

@@ -176,7 +176,8 @@ def test_candidates_are_as_many_as_the_data_need(tmp_path, rng):
         return float(np.mean([np.isin(true, near[:candidates]).mean() for true, near in zip(ids, found, strict=True)]))
 
     for wanted in (share(planned), share(planned + 50), share(2 * planned), 1.1):
-        enough = enough_candidates(index, truth, planned, wanted)
+        enough, reached = enough_candidates(index, truth, planned, wanted)
+        assert reached == (share(enough) >= wanted)
         assert planned <= enough <= 4 * planned
         assert share(enough) >= wanted or enough == 4 * planned
         assert enough == planned or share(enough - 10) < wanted
