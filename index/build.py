@@ -102,16 +102,18 @@ def build_index(
 
         with atomic_path(opened.index_path) as path:
             truth: Truth | None = None
-            tried: Plan | None = plan
-            while tried is not None:
-                plan = tried
+            while True:
                 empty, sample = _trained(opened, manifold, plan)
                 index = _filled(opened, empty, plan, sample, path, progress)
                 effort: int | None = None
                 if measure or faiss_io.set_effort(index, 1):
                     truth = truth or Truth(manifold, opened.latents, progress=progress)
                     effort = calibrate(index, truth, plan)
-                tried = _finer(manifold, plan, index, truth) if measure and truth else None
+                finer = _finer(manifold, plan, index, truth) if measure and truth else None
+                if finer is None:
+                    break
+                plan = finer
+                del empty, sample, index  # the plan's memory is for one
             card: dict[str, Any] = {
                 "schema": INDEX_SCHEMA,
                 "kind": plan.kind,
