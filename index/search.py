@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from manifold.errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError
-from manifold.files import sha256_file
+from manifold.files import file_stamp, sha256_file
 from manifold.gaussian import GaussianManifold, Level
 
 from .build import latents_checksum
@@ -104,20 +104,12 @@ class Searcher:
             FormatError if a file is damaged; MismatchError if statistics or latents changed since the index was built or
             brought up to them; MissingExtraError for a device without faiss-gpu.
         """
-        from .faiss_io import read_index
-
         workspace = Workspace.open(path)
         workspace.require_complete()
         remedy = f"run: manifold index {workspace.root}"
         if not has_card(workspace) or not workspace.index_path.is_file():
             raise NotFittedError(f"{workspace.root} has no index yet; {remedy}")
-        card = read_card(workspace)
-        if card.get("schema") != INDEX_SCHEMA:
-            raise FormatError(
-                f"{workspace.index_card_path} has schema {card.get('schema')}, this version reads {INDEX_SCHEMA}; {remedy}"
-            )
-        if sha256_file(workspace.index_path) != card["index_sha256"]:
-            raise FormatError(f"{workspace.index_path} is damaged, or belongs to another card; {remedy}")
+        index, card = _index_and_card(workspace, remedy)
         if latents_checksum(workspace) != card["latents_sha256"]:
             raise MismatchError(
                 f"{workspace.index_path} was built from other latents; finish a stopped add or remove, or {remedy}"
@@ -125,7 +117,7 @@ class Searcher:
         manifold = load_manifold(workspace)
         if sha256_file(workspace.stats_path) != card["stats_sha256"]:
             raise MismatchError(f"{workspace.index_path} was built from other statistics; {remedy}")
-        searcher = cls(workspace, manifold, read_index(workspace.index_path), card)
+        searcher = cls(workspace, manifold, index, card)
         if device is not None:
             from .gpu_index import to_gpu
 
@@ -260,6 +252,29 @@ class Searcher:
         if count >= len(self._store):
             return repeat(np.arange(len(self._store)), len(targets))
         return self._index.nearest(targets.astype(np.float32), count)
+
+
+def _index_and_card(workspace: Workspace, remedy: str) -> tuple[Any, dict[str, Any]]:
+    """An index and its own card; read again where another index took its place meanwhile.
+
+    Raises: FormatError if the index is not that of the card, or one of them is damaged or of another schema.
+    """
+    from .faiss_io import read_index
+
+    while True:
+        stamp = file_stamp(workspace.index_path)
+        card = read_card(workspace)
+        if card["schema"] != INDEX_SCHEMA:
+            raise FormatError(
+                f"{workspace.index_card_path} has schema {card['schema']}, this version reads {INDEX_SCHEMA}; {remedy}"
+            )
+        sound = sha256_file(workspace.index_path) == card["index_sha256"]
+        index = read_index(workspace.index_path) if sound else None
+        if file_stamp(workspace.index_path) != stamp:
+            continue
+        if not sound:
+            raise FormatError(f"{workspace.index_path} is damaged, or belongs to another card; {remedy}")
+        return index, card
 
 
 def _level(name: str, value: Level, n: int) -> np.ndarray:

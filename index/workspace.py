@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from manifold.errors import FormatError, InputError, MismatchError
-from manifold.files import read_json, storage_errors, write_json
+from manifold.files import file_stamp, read_json, storage_errors, write_json
 
 from .encoders.spec import EncoderSpec
 from .latents import LatentStore, Shard, numbered
@@ -186,11 +186,7 @@ class Workspace:
     @property
     def stamp(self) -> tuple[int, int, int] | None:
         """What changes when the manifest on disk is written anew; None without one."""
-        try:
-            found = (self.root / "manifest.json").stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return file_stamp(self.root / "manifest.json")
 
     def _listed_shards(self) -> Collection[Shard]:
         """The shards that the manifest on disk names now."""

@@ -27,6 +27,7 @@ from .errors import FormatError, InputError, StorageError
 __all__ = [
     "TEMPORARY_PREFIX",
     "atomic_path",
+    "file_stamp",
     "is_utf8",
     "load_tensors",
     "read_json",
@@ -108,6 +109,15 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written anew by `atomic_path`; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def sha256_file(path: Path) -> str:

@@ -9,6 +9,7 @@ import torch
 from helpers import make_workspace
 from manifold_apps.describe import describe_workspace
 
+import index.search as search_module
 from index import faiss_io
 from index.build import build_index, measure_index, plan_workspace
 from index.fit import fit_workspace
@@ -194,6 +195,26 @@ def test_a_first_build_that_is_killed_leaves_an_index_or_none(tmp_path, rng, mon
             Searcher.open(root)
     build_index(root, kind="SQ8")
     assert present(root) == ["image.index", "image.json"]
+
+
+@pytest.mark.parametrize("moment", ["read_card", "sha256_file"])
+def test_an_index_exchanged_while_it_is_opened_is_opened_anew(fitted, monkeypatch, moment):
+    """As by `manifold index` beside a server: after its card was read, and after its checksum was taken."""
+    build_index(fitted, kind="SQ8", rank=8, measure=False)
+    original, calls = getattr(search_module, moment), []
+
+    def exchange(*arguments):
+        found = original(*arguments)
+        calls.append(moment)
+        if len(calls) == 1:
+            build_index(fitted, kind="Flat", rank=16, measure=False)
+        return found
+
+    monkeypatch.setattr(search_module, moment, exchange)
+    searcher = Searcher.open(fitted)
+    assert len(calls) > 1
+    assert (searcher.card["kind"], searcher.card["k"]) == ("Flat", 16)
+    assert faiss_io.storage_of(searcher._index.on_cpu).d == 16
 
 
 @pytest.mark.parametrize("kind", ["RaBitQ", "HNSW", "IVF-PQ"])
