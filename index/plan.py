@@ -50,6 +50,8 @@ _SCAN_UP_TO = 2_000_000
 _ROWS_A_LIST = 40
 _BATCH_SHARE, _BATCH_BYTES = 1 / 16, (2**20, 64 * 2**20)
 _SAMPLE_ROWS = 65_536
+_FAST_SAMPLE_ROWS = 4_096
+"""A fast scan learns no more than the width of each coordinate."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,8 @@ def _sized(kind: str, bits: int, k: int, count: int, d: int, allowed: int, recal
     inverted = kind in INVERTED
     lists = max(1, min(ceil(4 * sqrt(count)), count // _ROWS_A_LIST)) if inverted else 0
     groups = pq_groups(k) if kind == "IVF-PQ" else 0
-    sample = 0 if kind in ("Flat", "SQfp16", "HNSW") else min(max(_ROWS_A_LIST * lists, _SAMPLE_ROWS), count)
+    learns_from = _FAST_SAMPLE_ROWS if kind == "FastScan" else max(_ROWS_A_LIST * lists, _SAMPLE_ROWS)
+    sample = 0 if kind in ("Flat", "SQfp16", "HNSW") else min(learns_from, count)
     fixed, row_bytes = fixed_bytes(kind, k, d, lists, groups, bits), code_bytes(kind, k, groups, bits)
     index_bytes = fixed + 16 * lists + count * row_bytes
     # The sample, and its copy where coordinates are changed; a batch as stored, in float32, centred, and projected.

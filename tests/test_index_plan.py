@@ -25,7 +25,7 @@ def correlated(rng, n, d):
         (10**4, "64M", "FastScan"),
         (10**5, "40M", "FastScan"),
         (10**6, "50M", "FastScan"),
-        (10**6, "38M", "IVF-SQ8"),
+        (10**6, "28M", "IVF-SQ8"),
         (3 * 10**6, "1G", "IVF-SQ8"),
         (10**7, "4G", "IVF-SQ8"),
     ],
