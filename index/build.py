@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from manifold.files import TEMPORARY_PREFIX, atomic_path, sha256_file
 from manifold.gaussian import GaussianManifold
 from manifold.precision import without_autocast
 
-from .card import INDEX_SCHEMA, announce_card, settle_card, write_card
+from .card import INDEX_SCHEMA, announce_card, write_card
 from .costs import INVERTED
 from .inverted_file import write_inverted_file
 from .plan import DEFAULT_MEMORY_BYTES, DEFAULT_RECALL, Plan, finer_plan, plan_index
@@ -28,9 +28,6 @@ from .progress import Progress, silent
 from .recall import Truth, calibrate, enough_candidates, measure_recall
 from .statistics import load_manifold
 from .workspace import Workspace, writing
-
-if TYPE_CHECKING:
-    from .search import Searcher
 
 __all__ = ["build_index", "latents_checksum", "measure_index", "plan_workspace"]
 
@@ -109,7 +106,9 @@ def build_index(
                 if measure or faiss_io.set_effort(index, 1):
                     truth = truth or Truth(manifold, opened.latents, progress=progress)
                     effort = calibrate(index, truth, plan)
-                finer = _finer(manifold, plan, index, truth) if measure and truth else None
+                candidates, finer = plan.candidates, None
+                if measure and truth:
+                    candidates, finer = _candidates_or_finer(manifold, plan, index, truth)
                 if finer is None:
                     break
                 plan = finer
@@ -126,7 +125,7 @@ def build_index(
                 "latents_sha256": latents_checksum(opened),
                 "encoder": opened.manifest.recipe.encoder.id,
                 "faiss": faiss_io.version(),
-                "candidates": plan.candidates / 10,
+                "candidates": candidates / 10,
                 "plan": asdict(plan),
                 "effort": effort,
             }
@@ -138,10 +137,11 @@ def build_index(
             else:
                 faiss_io.write_index(index, path)
             card["index_sha256"], card["index_bytes"] = sha256_file(path), path.stat().st_size
-            if measure and truth is not None:
-                card = _measured(Searcher(opened, manifold, index, card), truth, progress)
+            if measure and truth:
+                searcher = Searcher(opened, manifold, index, card)
+                card = {**card, "recall": measure_recall(searcher, truth, progress=progress)}
             announce_card(opened, card)
-        settle_card(opened)
+        write_card(opened, card)
     if measure and recall is not None:
         _warn_below(card, recall)
     return card
@@ -169,7 +169,10 @@ def measure_index(workspace: str | Path, *, progress: Progress = silent) -> dict
     with writing(root):
         searcher = Searcher.open(root)
         truth = Truth(searcher.manifold, searcher.workspace.latents, progress=progress)
-        card = _measured(searcher, truth, progress)
+        plan = searcher.card["plan"]
+        enough, _ = enough_candidates(searcher._index, truth, plan["candidates"], plan["target_recall"])
+        searcher.card = {**searcher.card, "candidates": enough / 10}
+        card = {**searcher.card, "recall": measure_recall(searcher, truth, progress=progress)}
         write_card(searcher.workspace, card)
     return card
 
@@ -177,14 +180,6 @@ def measure_index(workspace: str | Path, *, progress: Progress = silent) -> dict
 def latents_checksum(workspace: Workspace) -> str:
     """One SHA-256 for all latents, from those of the shards."""
     return hashlib.sha256("".join(shard.latents_sha256 for shard in workspace.manifest.shards).encode()).hexdigest()
-
-
-def _measured(searcher: Searcher, truth: Truth, progress: Progress) -> dict[str, Any]:
-    """The card with the candidates that the data need, and the recall found with them."""
-    plan = searcher.card["plan"]
-    enough, _ = enough_candidates(searcher._index, truth, plan["candidates"], plan["target_recall"])
-    searcher.card = {**searcher.card, "candidates": enough / 10}
-    return {**searcher.card, "recall": measure_recall(searcher, truth, progress=progress)}
 
 
 def _plan(
@@ -205,12 +200,12 @@ def _eigvals(manifold: GaussianManifold) -> np.ndarray:
     return manifold.eigvals[: manifold.eigvecs.shape[1]].double().numpy()
 
 
-def _finer(manifold: GaussianManifold, plan: Plan, index: Any, truth: Truth) -> Plan | None:
-    """What to build instead of an index that misses its recall even with all the candidates allowed."""
+def _candidates_or_finer(manifold: GaussianManifold, plan: Plan, index: Any, truth: Truth) -> tuple[int, Plan | None]:
+    """How many rows to rank for 10 neighbours; and what to build instead if all the candidates allowed miss the recall."""
     from .cpu_index import CpuIndex
 
-    _, reached = enough_candidates(CpuIndex(index), truth, plan.candidates, plan.target_recall)
-    return None if reached else finer_plan(plan, manifold.d, _eigvals(manifold), manifold.tail_var)
+    enough, reached = enough_candidates(CpuIndex(index), truth, plan.candidates, plan.target_recall)
+    return enough, None if reached else finer_plan(plan, manifold.d, _eigvals(manifold), manifold.tail_var)
 
 
 def _trained(workspace: Workspace, manifold: GaussianManifold, plan: Plan) -> tuple[Any, np.ndarray]:

@@ -14,7 +14,7 @@ from manifold.files import read_json, sha256_file, write_json
 
 from .workspace import Workspace
 
-__all__ = ["INDEX_SCHEMA", "announce_card", "has_card", "read_card", "settle_card", "write_card"]
+__all__ = ["INDEX_SCHEMA", "announce_card", "has_card", "read_card", "write_card"]
 
 INDEX_SCHEMA = 2
 
@@ -46,21 +46,15 @@ def read_card(workspace: Workspace) -> dict[str, Any]:
 
 
 def announce_card(workspace: Workspace, card: dict[str, Any]) -> None:
-    """Write the card of an index that is about to take its place; `settle_card` is to follow. Raises: StorageError."""
-    settle_card(workspace)
+    """Write the card of an index that is about to take its place; `write_card` is to follow. Raises: StorageError."""
+    earlier = _announced(workspace)  # of a process that was killed: its card is the card, and must not be overwritten
+    if earlier is not None:
+        write_card(workspace, earlier)
     write_json(workspace.next_card_path, card)
 
 
-def settle_card(workspace: Workspace) -> None:
-    """Put an announced card in its place, or drop it if its index never came. Raises: StorageError."""
-    announced = _announced(workspace)
-    if announced is not None:
-        write_json(workspace.index_card_path, announced)
-    workspace.next_card_path.unlink(missing_ok=True)
-
-
 def write_card(workspace: Workspace, card: dict[str, Any]) -> None:
-    """Write another card of the same index. Raises: StorageError."""
+    """Write the card of the index that is there. Raises: StorageError."""
     write_json(workspace.index_card_path, card)
     workspace.next_card_path.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from manifold.files import TEMPORARY_PREFIX, atomic_path, load_tensors, sha256_f
 from manifold.gaussian import GaussianManifold
 
 from .build import build_index, latents_checksum, measure_index, plan_workspace
-from .card import INDEX_SCHEMA, announce_card, has_card, read_card, settle_card
+from .card import INDEX_SCHEMA, announce_card, has_card, read_card, write_card
 from .costs import INVERTED
 from .fit import refit_workspace
 from .inverted_file import InvertedLists, write_inverted_file
@@ -140,7 +140,7 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
                     "basis": card.get("basis", origin),
                 }
                 announce_card(opened, card)
-            settle_card(opened)
+            write_card(opened, card)
             if start is not None and start < last:
                 _warn_if_outgrown(opened, card, manifold, mean, vectors, start)
     if not sound:

@@ -220,7 +220,7 @@ def test_a_removal_killed_between_the_index_and_its_card_is_done(root, monkeypat
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("index.refresh.settle_card", kill)
+        patched.setattr("index.refresh.write_card", kill)
         with pytest.raises(Killed):
             remove_images(root, keys(GONE))
     assert verify_workspace(root).problems == ()
