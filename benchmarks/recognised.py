@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from manifold_apps.seeded_runs import SeededRuns
 from manifold_apps.training.images import TrainingImages, load_training_images
+from manifold_apps.training.precision import mixed_precision
 from manifold_apps.training.run import IMAGE_SIZE, STEPS
 from report import show, write
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ def train(network: nn.Module, images: TrainingImages, rows: Tensor, epochs: int)
         for batch in shuffled(rows, generator):
             mirrored = torch.rand(len(batch), generator=generator) < 0.5
             pixels = shifted(images.chosen(batch + mirrored * len(images.labels)), generator)
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed_precision(torch.device("cpu")):
                 scores = network(pixels)
             loss = loss_of(scores.float(), images.labels[batch])
             loss.backward()
@@ -168,7 +169,7 @@ def shifted(pixels: Tensor, generator: torch.Generator, most: int = 4) -> Tensor
 @torch.no_grad()
 def named(classifier: nn.Module, pictures: Tensor) -> Tensor:
     """The class named for each uint8 picture; every one is shown as it is and mirrored."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision(torch.device("cpu")):
         shown = (some.float() / 127.5 - 1 for some in pictures.split(BATCH))
         return torch.cat([(classifier(one) + classifier(one.flip(-1))).argmax(1) for one in shown])
 

@@ -26,6 +26,7 @@ from manifold.errors import MismatchError, NonFiniteError
 from manifold.files import load_tensors, save_tensors, storage_errors
 
 from .checkpoints import keep_checkpoint, kept_step
+from .precision import mixed_precision
 
 __all__ = ["Losses", "Settings", "Trainer"]
 
@@ -113,7 +114,7 @@ class Trainer:
         self._keep(kept_in, kept_step(self.step))
         while self.step < steps and (minutes is None or time.monotonic() - began < 60 * minutes):
             generator = torch.Generator().manual_seed(self.settings.seed * 2**32 + self.step)
-            with torch.autocast(device.type, torch.bfloat16):
+            with mixed_precision(device):
                 found = self.losses(self.network, generator)
             found["loss"].backward()
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_norm)
