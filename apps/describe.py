@@ -21,12 +21,12 @@ from .plain_text import counted
 __all__ = ["describe_workspace", "description_table", "recall_text", "reject_reasons"]
 
 
-def describe_workspace(workspace: str | Path) -> dict[str, Any]:
+def describe_workspace(workspace: str | Path | Workspace) -> dict[str, Any]:
     """Collection, encoder and counts of a workspace; its spectrum if fitted, its index if built. JSON values.
 
     Raises: InputError if there is no workspace; FormatError or MismatchError if its statistics cannot be used.
     """
-    opened = Workspace.open(workspace)
+    opened = workspace if isinstance(workspace, Workspace) else Workspace.open(workspace)
     manifest = opened.manifest
     recipe = manifest.recipe
     described: dict[str, Any] = {

@@ -119,7 +119,7 @@ class SearchService:
             warnings.warn(f"images cannot be searched with, only latents: {error}", ManifoldWarning, stacklevel=2)
         lock = Lock()
         thumbnails = Thumbnails(opened, originals, found, side_px=thumbnail_px, lock=lock)
-        described = describe_workspace(workspace)
+        described = describe_workspace(opened)
         info = {
             **{name: described[name] for name in _INFO_FIELDS},
             "name": opened.root.resolve().name,

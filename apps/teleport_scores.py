@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold.bootstrap import bootstrap_weights
+from manifold.bootstrap import bootstrap_weights, interval_tails
 from manifold.covariance import FullCovariance
 from manifold.errors import MismatchError
 from manifold.frechet import frechet_distance, split_frechet
@@ -224,7 +224,7 @@ class Scorer:
     def score(self, painted: Tensor, sampler: str, statistics: str, steps: int, first: int, ratio: float) -> Scored:
         """A run judged by itself; `ratio` is its sigma / alpha at the start."""
         squared = self.squared(painted)
-        low, high = _interval((self.weights @ squared).sqrt() / self.deviation)
+        low, high = _interval((self.weights @ squared).sqrt() / self.deviation, len(squared))
         run = Run(
             comparison="plain", sampler=sampler, statistics=statistics, steps=steps, evaluations=steps - first,
             saved=first, start=ratio, start_relative=ratio / self.scale, error=self.rms(squared), low=low, high=high,
@@ -236,7 +236,9 @@ class Scorer:
     def against(self, scored: Scored, rival: Scored, comparison: str, plain: Sequence[Scored]) -> Run:
         """The run with its comparison with a plain one, seed by seed."""
         ratio = (scored.squared.mean() / rival.squared.mean()).sqrt()
-        low, high = _interval(((self.weights @ scored.squared) / (self.weights @ rival.squared)).sqrt())
+        low, high = _interval(
+            ((self.weights @ scored.squared) / (self.weights @ rival.squared)).sqrt(), len(self.weights[0])
+        )
         curve = sorted((one.run.evaluations, one.run.error) for one in plain if one.run.sampler == scored.run.sampler)
         changed = {
             "comparison": comparison, "ratio": float(ratio), "ratio_low": low, "ratio_high": high,
@@ -271,9 +273,9 @@ class Scorer:
         return found
 
 
-def _interval(values: Tensor) -> tuple[float, float]:
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(low), float(high)
+def _interval(resampled: Tensor, seeds: int) -> tuple[float, float]:
+    low, high = resampled.quantile(torch.tensor(interval_tails(seeds), dtype=torch.float64)).tolist()
+    return low, high
 
 
 def _evaluations_for(error: float, curve: Sequence[tuple[int, float]]) -> float | None:

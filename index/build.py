@@ -6,7 +6,6 @@ only bring the right candidates, and k and their precision may be small.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from .recall import Truth, calibrate, enough_candidates, measure_recall
 from .statistics import load_manifold
 from .workspace import Workspace, writing
 
-__all__ = ["build_index", "latents_checksum", "measure_index", "plan_workspace"]
+__all__ = ["build_index", "measure_index", "plan_workspace"]
 
 
 def plan_workspace(
@@ -122,7 +121,7 @@ def build_index(
                 "k": plan.k,
                 "variance_kept": float(manifold.eigvals[: plan.k].sum()) / manifold.total_variance,
                 "stats_sha256": sha256_file(opened.stats_path),
-                "latents_sha256": latents_checksum(opened),
+                "latents_sha256": opened.latents_checksum,
                 "encoder": opened.manifest.recipe.encoder.id,
                 "faiss": faiss_io.version(),
                 "candidates": candidates / 10,
@@ -175,11 +174,6 @@ def measure_index(workspace: str | Path, *, progress: Progress = silent) -> dict
         card = {**searcher.card, "recall": measure_recall(searcher, truth, progress=progress)}
         write_card(searcher.workspace, card)
     return card
-
-
-def latents_checksum(workspace: Workspace) -> str:
-    """One SHA-256 for all latents, from those of the shards."""
-    return hashlib.sha256("".join(shard.latents_sha256 for shard in workspace.manifest.shards).encode()).hexdigest()
 
 
 def _plan(

@@ -69,7 +69,7 @@ def _leading(fitted: GaussianManifold, asked: int | None) -> GaussianManifold:
     rank = rank_for(fitted, asked)
     if asked is None and varying <= rank < fitted.d:
         rank = max(1, varying // 2)  # a few images vary in fewer directions than usually stand for the whole
-    kept, tail = model.eigvals[:rank], _tail(fitted, rank)
+    kept, tail = model.eigvals[:rank], _tail(model, rank)
     if float(kept[-1]) <= 0 or (rank < fitted.d and tail <= 0):
         remedy = "ask for fewer" if rank > 1 else "add images with manifold add"
         raise InputError(f"the leading {rank} directions hold all of the variance, so no density exists; {remedy}")
@@ -80,6 +80,7 @@ def _leading(fitted: GaussianManifold, asked: int | None) -> GaussianManifold:
     )
 
 
-def _tail(fitted: GaussianManifold, rank: int) -> float:
+def _tail(model: LowRankCovariance, rank: int) -> float:
     """Variance along each direction beyond the leading `rank`."""
-    return (fitted.total_variance - float(fitted.eigvals[:rank].double().sum())) / max(fitted.d - rank, 1)
+    beyond = float(model.eigvals[rank:].double().sum()) + (model.d - model.k) * float(model.tail_var)
+    return beyond / max(model.d - rank, 1)

@@ -148,6 +148,8 @@ def plan_index(
         raise InputError("an index needs at least one row")
     if rank is not None and not 1 <= rank <= len(eigvals):
         raise InputError(f"the rank must lie between 1 and the manifold's {len(eigvals)}, it is {rank}")
+    if len(eigvals) > d or not (np.isfinite(eigvals).all() and np.min(eigvals, initial=0.0) >= 0):
+        raise InputError(f"variances must be at most d = {d} finite numbers of at least 0, they are {len(eigvals)}")
     chosen = kind is None and rank is None
     spectrum = np.concatenate([np.asarray(eigvals, dtype=np.float64), np.full(d - len(eigvals), tail_var)])
     ranks = [rank] if rank is not None else _ranks(spectrum, len(eigvals))

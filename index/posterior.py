@@ -97,7 +97,7 @@ def _posterior(
     lengths = torch.stack([one.square().sum() for one in centred])[:, None]
     blocks = _blocks(centred.float())
     least = torch.full((len(x_t), k), torch.inf, dtype=torch.float64)  # upper bounds of the k least squared distances
-    others = torch.full((len(x_t),), -torch.inf, dtype=torch.float64)  # log of what the rows that stay rough hold
+    others = np.full(len(x_t), -np.inf)  # log of what the rows that stay rough hold
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     held = 0
     for numbers, batch in numbered_batches(store, rows):
@@ -117,22 +117,33 @@ def _posterior(
         if held > _HELD + _TURNS * k * len(x_t) and len(x_t) > 1:
             return None
         found.append((state, numbers[place], squared[state, place], off[state, place]))
-        others = torch.logaddexp(others, (squared.masked_fill_(near, torch.inf) / -width).logsumexp(1))
+        others = np.logaddexp(others, _log_sums(squared.masked_fill_(near, torch.inf) / -width))
     states, ids, squared, off = (torch.cat(part) for part in zip(*found, strict=True))
     best = np.empty((len(x_t), k), dtype=np.int64)
     probabilities = np.empty((len(x_t), k))
     # Numbers rise within each batch, and from one to the next.
     for row, (numbers, rough, error) in enumerate(by_state(states, len(x_t), ids, squared, off)):
         near = _in_question(rough, error, least[row], width[row])
-        left = torch.logaddexp(others[row], (rough[~near] / -width[row]).logsumexp(0))
+        left = np.logaddexp(others[row], _log_sums((rough[~near] / -width[row])[None])[0])
         chosen = numbers[near].numpy()
         exact = _exact_squared(store, chosen, x_t[row], float(alpha[row]))
-        logits = torch.from_numpy(exact) / -width[row]
-        total = torch.logaddexp(left, logits.logsumexp(0))
+        logits = exact / -float(width[row])
+        total = np.logaddexp(left, _log_sums(torch.from_numpy(logits)[None])[0])
         nearest = np.argsort(exact, kind="stable")[:k]
         best[row] = chosen[nearest]
-        probabilities[row] = (logits - total).exp().numpy()[nearest]
+        probabilities[row] = np.exp(logits[nearest] - total)
     return best, probabilities
+
+
+def _log_sums(logits: Tensor) -> np.ndarray:
+    """log sum exp of each row, (m,) float64; by NumPy, for torch sums a row alone in another order than among many."""
+    values = np.ascontiguousarray(logits.numpy())
+    if not values.shape[1]:
+        return np.full(len(values), -np.inf)
+    highest = values.max(axis=1)
+    highest[np.isneginf(highest)] = 0.0  # a row without any stays at minus infinity
+    with np.errstate(divide="ignore"):
+        return highest + np.log(np.exp(values - highest[:, None]).sum(axis=1))
 
 
 def _blocks(centred: Tensor) -> Sequence[Tensor]:

@@ -25,7 +25,6 @@ from torch import Tensor
 from manifold.errors import InputError, MissingExtraError
 from manifold.files import atomic_path
 
-from .build import latents_checksum
 from .coordinates import eigen_coordinates, principal_scores
 from .neighbours import NeighbourLists, exact_neighbours
 from .progress import Progress, silent
@@ -182,7 +181,7 @@ def _write(
             "neighbors": pa.StructArray.from_arrays([ids, distances], ["ids", "distances"]),
         }
     )
-    facts = {**about, "neighbours": k, "latents_sha256": latents_checksum(workspace)}
+    facts = {**about, "neighbours": k, "latents_sha256": workspace.latents_checksum}
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata({"manifold": json.dumps(facts, sort_keys=True)}), temporary)
     return np.asarray(known["label"].to_numpy(), dtype=np.float64)

@@ -108,15 +108,39 @@ class Truth:
 
     def of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The true neighbours of cell `number`: row numbers and distances, (m, 10) each, nearest first."""
+        ids, distances = zip(*self._ranked(number), strict=True)
+        return np.array(ids)[:, : self.neighbours], np.array(distances)[:, : self.neighbours]
+
+    def shares_among(self, number: int, candidates: np.ndarray) -> np.ndarray:
+        """Share of the true neighbours of cell `number` among the first 1, 2, ..., c of c candidates each, (m, c).
+
+        Rows as near as the last of the neighbours are as good. Candidates are measured only where there are such.
+        """
+        found = np.empty(candidates.shape, dtype=bool)
+        for state, (near, (ids, distances)) in enumerate(zip(candidates, self._ranked(number), strict=True)):
+            found[state] = np.isin(near, ids[: self.neighbours])
+            reach = distances[self.neighbours - 1] * (1 + _EQUAL)
+            if len(distances) > self.neighbours and distances[self.neighbours] <= reach:
+                there = np.flatnonzero(near >= 0)
+                found[state, there] |= self._distances(number, state, near[there]) <= reach
+        return np.minimum(found.cumsum(axis=1), self.neighbours) / self.neighbours
+
+    def _ranked(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each state of cell `number` the rows kept and their distances, nearest first."""
         first = sum(len(cell.states) for cell in self.cells[:number])
-        ids, distances = [], []
-        for centre, found in zip(self._centres[number], self._ids[first:], strict=False):
-            rows = found[found >= 0].numpy()
-            far = np.linalg.norm((centre + self._mean).numpy() - self._store.read(rows).astype(np.float64), axis=1)
-            order = np.lexsort((rows, far))[: self.neighbours]
-            ids.append(rows[order])
-            distances.append(far[order])
-        return np.array(ids), np.array(distances)
+        ranked = []
+        for state in range(len(self.cells[number].states)):
+            kept = self._ids[first + state]
+            rows = kept[kept >= 0].numpy()
+            far = self._distances(number, state, rows)
+            order = np.lexsort((rows, far))
+            ranked.append((rows[order], far[order]))
+        return ranked
+
+    def _distances(self, number: int, state: int, rows: np.ndarray) -> np.ndarray:
+        """Of rows from one state of cell `number`, (len(rows),) float64."""
+        centre = (self._centres[number][state] + self._mean).numpy()
+        return np.asarray(np.linalg.norm(centre - self._store.read(rows).astype(np.float64), axis=1))
 
     def centres(self, number: int) -> np.ndarray:
         """What the index is searched with in cell `number`, (m, d) float32."""
@@ -173,7 +197,6 @@ def calibrate(index: Any, truth: Truth, plan: Plan) -> int | None:
     if not faiss_io.set_effort(index, 1):
         return None
     number = truth.calibrating
-    ids, _ = truth.of(number)
     wanted = min(plan.candidates, plan.count)
     searched = CpuIndex(index)
     efforts = sorted({most, *(2**power for power in range(0 if plan.lists else 5, 20) if 2**power < most)})
@@ -181,7 +204,7 @@ def calibrate(index: Any, truth: Truth, plan: Plan) -> int | None:
     for effort in efforts:
         faiss_io.set_effort(index, effort)
         found = searched.nearest(truth.centres(number), wanted)
-        reached.append(float(np.mean([np.isin(true, near).mean() for true, near in zip(ids, found, strict=True)])))
+        reached.append(float(truth.shares_among(number, found)[:, -1].mean()))
         if reached[-1] >= plan.target_recall:
             break
     enough = min(plan.target_recall, max(reached) - _ENOUGH)
@@ -197,12 +220,11 @@ def enough_candidates(index: CpuIndex | GpuIndex, truth: Truth, planned: int, wa
 
     Returns: their number, and whether it brings the recall wanted.
     """
-    ids, _ = truth.of(truth.calibrating)
     most = min(_MOST_TIMES * planned, len(truth))
     found = index.nearest(truth.centres(truth.calibrating), most)
+    shares = truth.shares_among(truth.calibrating, found).mean(axis=0)
     for candidates in (*range(planned, most, _STEP), max(planned, most)):
-        shares = [np.isin(true, near[:candidates]).mean() for true, near in zip(ids, found, strict=True)]
-        if np.mean(shares) >= wanted:
+        if shares[min(candidates, most) - 1] >= wanted:
             return candidates, True
     return max(planned, most), False
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from manifold.errors import ManifoldWarning
 from manifold.files import TEMPORARY_PREFIX, atomic_path, load_tensors, sha256_file
 from manifold.gaussian import GaussianManifold
 
-from .build import build_index, latents_checksum, measure_index, plan_workspace
+from .build import build_index, measure_index, plan_workspace
 from .card import INDEX_SCHEMA, announce_card, has_card, read_card, write_card
 from .costs import INVERTED
 from .fit import refit_workspace
@@ -136,7 +135,7 @@ def refresh_index(workspace: str | Path, *, progress: Progress = silent) -> dict
                     "index_sha256": sha256_file(path),
                     "index_bytes": path.stat().st_size,
                     "stats_sha256": sha256_file(opened.stats_path),
-                    "latents_sha256": latents_checksum(opened),
+                    "latents_sha256": opened.latents_checksum,
                     "basis": card.get("basis", origin),
                 }
                 announce_card(opened, card)
@@ -158,7 +157,7 @@ def _is_current(workspace: Workspace, card: dict[str, Any]) -> bool:
         workspace.index_path.is_file()
         and workspace.stats_path.is_file()
         and card["schema"] == INDEX_SCHEMA
-        and card["latents_sha256"] == latents_checksum(workspace)
+        and card["latents_sha256"] == workspace.latents_checksum
         and card["stats_sha256"] == sha256_file(workspace.stats_path)
         and card["index_sha256"] == sha256_file(workspace.index_path)
     )
@@ -166,12 +165,8 @@ def _is_current(workspace: Workspace, card: dict[str, Any]) -> bool:
 
 def _covered(workspace: Workspace, card: dict[str, Any]) -> int | None:
     """Rows already in the index, if they are the workspace's first; None if some of them are gone."""
-    manifest = workspace.manifest
-    for kept in range(len(manifest.shards), -1, -1):
-        earlier = replace(manifest, shards=manifest.shards[:kept])
-        if latents_checksum(Workspace(workspace.root, earlier)) == card["latents_sha256"]:
-            return earlier.count
-    return None
+    earlier = workspace.before_growth(card["latents_sha256"])
+    return None if earlier is None else earlier.manifest.count
 
 
 def _extended(workspace: Workspace, kind: str, start: int | None, path: Path, progress: Progress) -> Any:

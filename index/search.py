@@ -17,6 +17,7 @@ At sigma = 0 all three are the nearest latents.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -28,11 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold.errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError
+from manifold.errors import FormatError, InputError, ManifoldWarning, MismatchError, NonFiniteError, NotFittedError
 from manifold.files import file_stamp, sha256_file
 from manifold.gaussian import GaussianManifold, Level
 
-from .build import latents_checksum
 from .card import INDEX_SCHEMA, has_card, read_card
 from .cpu_index import CpuIndex
 from .exhaustive import nearest_rows
@@ -87,6 +87,8 @@ class Searcher:
         self.workspace = workspace
         self.manifold = manifold
         self.card = card
+        self.remark: str | None = None
+        """That rows of the workspace are not in the index yet, where it is so."""
         self._store = workspace.latents
         self._ranking = Ranking(workspace.latents)
         self._index: CpuIndex | GpuIndex = CpuIndex(index)
@@ -100,29 +102,65 @@ class Searcher:
             path: the workspace's folder.
             device: a CUDA device on which candidates are found, see `index.gpu_index`; the processor unless given.
 
+        Returns: the searcher. While images are being added, and after an addition was stopped, it is one over the rows that
+            were there before; `workspace` then holds these alone.
+
         Raises: InputError if there is no workspace, or no such device; NotFittedError if it is not fitted or indexed;
             FormatError if a file is damaged; MismatchError if statistics or latents changed since the index was built or
             brought up to them; MissingExtraError for a device without faiss-gpu.
+
+        Warns: ManifoldWarning if there are rows that the index does not have yet.
         """
-        workspace = Workspace.open(path)
-        workspace.require_complete()
-        remedy = f"run: manifold index {workspace.root}"
-        if not has_card(workspace) or not workspace.index_path.is_file():
-            raise NotFittedError(f"{workspace.root} has no index yet; {remedy}")
-        index, card = _index_and_card(workspace, remedy)
-        if latents_checksum(workspace) != card["latents_sha256"]:
-            raise MismatchError(
-                f"{workspace.index_path} was built from other latents; finish a stopped add or remove, or {remedy}"
+        root = Path(path)
+        while True:
+            manifest, *parts = _stamps(root)
+            try:
+                searcher = cls._opened(Workspace.open(root))
+            except (FormatError, MismatchError):
+                if _stamps(root) == [manifest, *parts]:
+                    raise
+                continue  # a file was exchanged between two readings: see what is there now
+            if _stamps(root)[1:] == parts:
+                break
+        added = Workspace.open(root).manifest.count - len(searcher._store)
+        if added > 0:
+            searcher.remark = (
+                f"the index of {root} lacks the last {added:,} rows: images are being added, or an addition was stopped; "
+                "the same manifold add run again finishes it"
             )
-        manifold = load_manifold(workspace)
-        if sha256_file(workspace.stats_path) != card["stats_sha256"]:
-            raise MismatchError(f"{workspace.index_path} was built from other statistics; {remedy}")
-        searcher = cls(workspace, manifold, index, card)
+            warnings.warn(searcher.remark, ManifoldWarning, stacklevel=2)
         if device is not None:
             from .gpu_index import to_gpu
 
             searcher._index = to_gpu(searcher._index.on_cpu, device)
         return searcher
+
+    @classmethod
+    def _opened(cls, workspace: Workspace) -> Self:
+        from .faiss_io import read_index
+
+        workspace.require_complete()
+        remedy = f"run: manifold index {workspace.root}"
+        if not has_card(workspace) or not workspace.index_path.is_file():
+            raise NotFittedError(f"{workspace.root} has no index yet; {remedy}")
+        card = read_card(workspace)
+        if card["schema"] != INDEX_SCHEMA:
+            raise FormatError(
+                f"{workspace.index_card_path} has schema {card['schema']}, this version reads {INDEX_SCHEMA}; {remedy}"
+            )
+        if sha256_file(workspace.index_path) != card["index_sha256"]:
+            raise FormatError(f"{workspace.index_path} is damaged, or belongs to another card; {remedy}")
+        index = read_index(workspace.index_path)
+        indexed = workspace.before_growth(card["latents_sha256"])
+        if indexed is None:
+            raise MismatchError(
+                f"{workspace.index_path} was built from other latents; finish a stopped add or remove, or {remedy}"
+            )
+        if workspace.stats_path.is_file() and sha256_file(workspace.stats_path) != card["stats_sha256"]:
+            raise MismatchError(
+                f"{workspace.index_path} was built from other statistics; finish a stopped add, or {remedy}"
+            )
+        return cls(indexed, load_manifold(indexed), index, card)
 
     def search(
         self,
@@ -177,10 +215,10 @@ class Searcher:
             return self._hits(ids, scores, "probability", rows)
         if question == "source" and s.any():
             raise InputError("ask for the source of clean and of noisy states in separate calls")
-        ids, scores = self._by_distance(self._endpoints(flat, a, s, predicted), k, rows)
+        ends = self._endpoints(flat, a, s, predicted)
         if question == "source":
-            return self._hits(ids, _shares(scores), "probability", rows)
-        return self._hits(ids, scores, "distance", rows)
+            return self._hits(*self._equally_near(ends, k, rows), "probability", rows)
+        return self._hits(*self._by_distance(ends, k, rows), "distance", rows)
 
     def predict(self, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """The predicted target x0_hat of noisy states; see `GaussianManifold.denoise`."""
@@ -242,6 +280,17 @@ class Searcher:
             ids[state], scores[state] = self._ranking.nearest(target, np.sort(near[near >= 0]), k)
         return ids, scores
 
+    def _equally_near(self, targets: np.ndarray, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Without noise the posterior is on the nearest row, in equal parts on all rows that are equally near."""
+        most = len(self._store) if rows is None else len(rows)
+        looked_at = min(max(k, 2), most)
+        while True:
+            ids, distances = self._by_distance(targets, looked_at, rows)
+            nearest = distances == distances[:, :1]
+            if looked_at == most or not nearest[:, -1].any():
+                return ids[:, :k], (nearest / nearest.sum(axis=1, keepdims=True))[:, :k]
+            looked_at = min(4 * looked_at, most)
+
     def _candidates(self, targets: np.ndarray, k: int, rows: np.ndarray | None) -> Iterable[np.ndarray]:
         """For each target the numbers of the rows to rank; -1 stands for none."""
         if rows is not None:
@@ -254,27 +303,9 @@ class Searcher:
         return self._index.nearest(targets.astype(np.float32), count)
 
 
-def _index_and_card(workspace: Workspace, remedy: str) -> tuple[Any, dict[str, Any]]:
-    """An index and its own card; read again where another index took its place meanwhile.
-
-    Raises: FormatError if the index is not that of the card, or one of them is damaged or of another schema.
-    """
-    from .faiss_io import read_index
-
-    while True:
-        stamp = file_stamp(workspace.index_path)
-        card = read_card(workspace)
-        if card["schema"] != INDEX_SCHEMA:
-            raise FormatError(
-                f"{workspace.index_card_path} has schema {card['schema']}, this version reads {INDEX_SCHEMA}; {remedy}"
-            )
-        sound = sha256_file(workspace.index_path) == card["index_sha256"]
-        index = read_index(workspace.index_path) if sound else None
-        if file_stamp(workspace.index_path) != stamp:
-            continue
-        if not sound:
-            raise FormatError(f"{workspace.index_path} is damaged, or belongs to another card; {remedy}")
-        return index, card
+def _stamps(root: Path) -> list[tuple[int, int, int] | None]:
+    """Of manifest, statistics and index, which are written anew one after the other."""
+    return [file_stamp(root / name) for name in ("manifest.json", "stats/stats.safetensors", "index/image.index")]
 
 
 def _level(name: str, value: Level, n: int) -> np.ndarray:
@@ -287,9 +318,3 @@ def _level(name: str, value: Level, n: int) -> np.ndarray:
     if not ((level == 0) | ((level >= 1 / _LARGEST) & (level <= _LARGEST))).all():
         raise InputError(f"{name} must be 0 or between {1 / _LARGEST:g} and {_LARGEST:g}, it is {level.tolist()}")
     return np.full(n, level)
-
-
-def _shares(distances: np.ndarray) -> np.ndarray:
-    """Without noise the posterior is on the nearest row, in equal parts if several are equally near."""
-    nearest = distances == distances[:, :1]
-    return nearest / nearest.sum(axis=1, keepdims=True)

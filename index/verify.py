@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from manifold.errors import FormatError, ManifoldError
+from manifold.errors import FormatError, ManifoldError, ManifoldWarning
 from manifold.files import TEMPORARY_PREFIX, load_tensors, sha256_file
 from manifold.gaussian import GaussianManifold
 
@@ -177,10 +178,11 @@ def _index_problems(workspace: Workspace) -> list[str]:
     from .search import Searcher
 
     try:
-        Searcher.open(workspace.root)
+        with warnings.catch_warnings(action="ignore", category=ManifoldWarning):
+            remark = Searcher.open(workspace.root).remark
     except ManifoldError as error:
         return [str(error)]
-    return []
+    return [] if remark is None else [remark]
 
 
 def _clip_problems(workspace: Workspace) -> list[str]:

@@ -12,6 +12,7 @@ the time or place of its making: the same images and options give the same bytes
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -182,6 +183,19 @@ class Workspace:
         return LatentStore(
             self.root, self.manifest.shards, self.manifest.recipe.encoder.latent_shape, self._listed_shards
         )
+
+    @property
+    def latents_checksum(self) -> str:
+        """One SHA-256 for all latents, from those of the shards."""
+        return hashlib.sha256("".join(shard.latents_sha256 for shard in self.manifest.shards).encode()).hexdigest()
+
+    def before_growth(self, checksum: str) -> Workspace | None:
+        """The workspace as it was when its latents had this checksum, if since then shards were added and no more."""
+        for kept in range(len(self.manifest.shards), -1, -1):
+            earlier = Workspace(self.root, replace(self.manifest, shards=self.manifest.shards[:kept]))
+            if earlier.latents_checksum == checksum:
+                return earlier
+        return None
 
     @property
     def stamp(self) -> tuple[int, int, int] | None:

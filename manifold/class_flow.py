@@ -66,7 +66,8 @@ class ClassFlow:
     def solve(self, x_s: Tensor, alpha_s: float, sigma_s: float, alpha_t: float, sigma_t: float) -> Tensor:
         """The states at level t on the flows through x_s, (n, d) or (n, C, H, W), in their shape, type and device.
 
-        Raises: ShapeError if there are not as many labels as states.
+        Raises: ShapeError if there are not as many labels as states; what `GaussianManifold.solve` raises, and under guidance
+            what `solve_flow` does, which needs sigma > 0 at both levels.
 
         Cost: two products of (n, d) by (d, k); under guidance 4 steps times as many.
         """

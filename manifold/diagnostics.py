@@ -127,6 +127,8 @@ def verdict(diagnostics: Diagnostics) -> str:
     share = float(diagnostics.cumulative[min(agreed, len(diagnostics.cumulative)) - 1])
     if agreed == compared == diagnostics.d:
         return f"{rows} are enough for all {diagnostics.d:,} directions: {halves}."
+    if agreed == compared and float(split.chance[-1]) == 1.0:
+        return f"{rows} are enough for all {agreed:,} of {diagnostics.d:,} directions that vary: {halves}."
     if agreed == compared:
         return (
             f"{rows} are enough for at least {agreed:,} of {diagnostics.d:,} directions, {share:.1%} of the variance: "

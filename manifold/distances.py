@@ -26,10 +26,13 @@ def kl_divergence(p: CovarianceModel, q: CovarianceModel, alpha: float = 1.0, si
 
     Returns: () float64.
 
-    Raises: MismatchError if the dimensions differ; InputError if one of the two has no density at this level.
+    Raises: MismatchError if the dimensions differ; InputError for a level out of range, or if one of the two has no density
+        at this level.
 
     Cost: O(d^2 k) time, memory of a few blocks of 512 rows.
     """
+    if not (min(alpha, sigma) >= 0 and math.isfinite(alpha + sigma)):
+        raise InputError(f"alpha and sigma must be finite and at least 0, they are {alpha} and {sigma}")
     p, q = (_orthonormal(one) for one in _pair(p, q))
 
     def noisy(v: Tensor) -> Tensor:

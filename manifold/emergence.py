@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .bootstrap import bootstrap_weights
+from .bootstrap import bootstrap_weights, interval_tails
 from .errors import InputError
 from .gaussian import GaussianManifold
 from .nulls import derangement, random_directions
@@ -45,7 +45,7 @@ class Emergence:
         share: of the final value.
         curve, predicted_curve: (L - 1, m) share reached, measured and for Gaussian data.
         level, predicted: (m,) noise level at which the share is reached, measured and for Gaussian data.
-        low, high: (m,) bootstrap interval of `level` over trajectories, 95 % of the resamples that cross.
+        low, high: (m,) 95 % bootstrap interval of `level` over trajectories, from the resamples that cross.
         null_curve, null_level: the same along m random directions; null_predicted: (m,) for Gaussian data.
         permuted_curve: (L - 1, m) along the eigenvectors, with the final values of another trajectory.
         exponent: p of level ~ lambda^p by least squares in logarithms; the prediction is 0.5. NaN with fewer than two levels.
@@ -126,7 +126,8 @@ def measure_emergence(
     level = crossing_level(curve, noise, share)
     counts = bootstrap_weights(path.shape[1], draws).to(path.device)
     resampled = torch.stack([crossing_level(_slopes(now, end, weights), noise, share) for weights in counts])
-    low, high = resampled.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64, device=path.device), dim=0)
+    tails = torch.tensor(interval_tails(path.shape[1]), dtype=torch.float64, device=path.device)
+    low, high = resampled.nanquantile(tails, dim=0)
     predicted_curve = _predicted_curve(eigvals, alphas, sigmas)
     # GaussianManifold.emergence, for a last level that may still hold noise: then the slope is on a noisy end.
     last = alphas[-1] ** 2 * eigvals / (alphas[-1] ** 2 * eigvals + sigmas[-1] ** 2)

@@ -30,7 +30,7 @@ from .distances import bures_distance, kl_divergence
 from .errors import FormatError, InputError, NotFittedError, ShapeError
 from .gaussian_posterior import GaussianPosterior
 from .moments import Moments
-from .states import Level, Levels, flat_states, level_pair, like, safe_ratio, safe_root
+from .states import Level, Levels, flat_states, level_pair, like, safe_ratio, safe_root, slope_pair
 from .trajectory import Rotation, Trajectory, rotation, sensitivity, trajectory
 
 __all__ = ["GaussianManifold", "Level"]
@@ -95,8 +95,11 @@ class GaussianManifold:
         for batch in batches:
             if batch.ndim not in (2, 4):
                 raise ShapeError(f"latents must be (n, d) or (n, C, H, W), they are {tuple(batch.shape)}")
-            if batch.ndim == 4 and shape is None:
-                shape = (int(batch.shape[1]), int(batch.shape[2]), int(batch.shape[3]))
+            if batch.ndim == 4:
+                own = (int(batch.shape[1]), int(batch.shape[2]), int(batch.shape[3]))
+                if shape is not None and own != tuple(shape):
+                    raise ShapeError(f"latents must be of the shape {tuple(shape)}, some are {own}")
+                shape = own
             if moments is None:
                 moments = Moments(math.prod(batch.shape[1:]), precision="exact" if dtype == torch.float64 else "fast")
             moments.update(batch)
@@ -216,11 +219,7 @@ class GaussianManifold:
         Returns, Raises, Cost: as `denoise`.
         """
         a, s = self._levels(x_t, alpha, sigma)
-        slopes = []
-        for value, default in ((d_alpha, -1.0), (d_sigma, 1.0)):
-            slope = torch.as_tensor(default if value is None else value, dtype=a.dtype, device=a.device)
-            slopes.append(slope[..., None])
-        da, ds = slopes
+        da, ds = slope_pair(d_alpha, d_sigma, len(x_t), self.mean)
         deviation = self._flat(x_t) - a * self.mean
         moved = self.covariance.apply(lambda v: safe_ratio(da * a * v + ds * s, a**2 * v + s**2), deviation)
         return like(da * self.mean + moved, x_t)

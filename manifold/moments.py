@@ -15,6 +15,7 @@ import math
 import mmap
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Self
 
@@ -26,7 +27,17 @@ from .chunk import Chunk
 from .errors import FormatError, InputError, MismatchError, NonFiniteError, NotFittedError, ShapeError
 from .files import load_tensors, save_tensors
 from .rows import as_rows, first_bad_row, largest_modulus
-from .scatter import Scratch, add_outer, add_rows, add_scatter, column_mean, column_squares, copy_rows, mirror
+from .scatter import (
+    Scratch,
+    add_outer,
+    add_rows,
+    add_scatter,
+    column_mean,
+    column_squares,
+    copy_rows,
+    mirror,
+    out_of_range_exponent,
+)
 
 __all__ = ["Moments", "Precision"]
 
@@ -111,22 +122,23 @@ class Moments:
                 file, must then stay as it is until `chunk_rows` more have come or `flush` was called.
 
         Raises: ShapeError; InputError for numbers that are not floating point; NonFiniteError naming the first row
-            with NaN or infinity.
+            with NaN or infinity, or if squares leave the range of float64.
         """
         rows = as_rows(batch, self.d)
-        peak = largest_modulus(rows)
-        if not math.isfinite(peak):
+        if not len(rows):
+            return
+        cuts = [0, *range(self.chunk_rows - self._waiting, len(rows), self.chunk_rows), len(rows)]
+        peaks = [largest_modulus(rows[start:stop]) for start, stop in pairwise(cuts)]
+        if not all(map(math.isfinite, peaks)):
             bad = first_bad_row(rows) or 0
             raise NonFiniteError(
                 f"rows must be finite, row {bad} of this batch (row {self.count + bad} of the stream) holds NaN or "
                 "infinity; remove it or encode it again"
             )
-        start = 0
-        while start < len(rows):
-            stop = min(start + self.chunk_rows - self._waiting, len(rows))
+        out_of_range_exponent(max(peaks))
+        for (start, stop), peak in zip(pairwise(cuts), peaks, strict=True):
             self._keep(rows[start:stop], copy=copy)
             self._peak = max(self._peak, peak)
-            start = stop
             if self._waiting == self.chunk_rows:
                 self.flush()
 
@@ -188,7 +200,7 @@ class Moments:
     def variance(self, ddof: int = 1) -> Tensor:
         """Diagonal of `covariance`, (d,) float64, without a copy of the matrix.
 
-        Raises: NotFittedError if there are not more than `ddof` rows; NonFiniteError if squares leave the range of float64.
+        Raises: NotFittedError if there are not more than `ddof` rows.
         """
         self._require_rows(ddof)
         total = self._scatter.diagonal().clone()
@@ -197,8 +209,6 @@ class Moments:
             mean = column_mean(rows)
             between = self._done * self._waiting / self.count * (mean - self._mean).square()
             total += column_squares(rows, mean) + between
-        if not bool(total.isfinite().all()):
-            raise NonFiniteError("squares of the rows exceed the range of float64; divide the data by a constant first")
         return total / (self.count - ddof)
 
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:

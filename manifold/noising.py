@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .gaussian import GaussianManifold
-from .states import Level, Levels
+from .states import Levels
 
 __all__ = ["Decided", "decided", "noise_levels", "noised", "noised_path"]
 
@@ -24,7 +24,7 @@ def noise_levels(high: float = 100.0, low: float = 0.01, steps: int = 49) -> tup
 
     Raises: InputError unless high > low > 0 and there are at least two steps.
     """
-    if not high > low > 0 or steps < 2:
+    if not math.inf > high > low > 0 or steps < 2:
         raise InputError(f"noise levels fall from high to low > 0 in 2 steps or more, they are {high}, {low}, {steps}")
     factor = (low / high) ** (1 / (steps - 1))
     return tuple(float(f"{high * factor**step:.3g}") for step in range(steps))
@@ -59,7 +59,7 @@ class Decided:
     variance: float
 
 
-def decided(manifold: GaussianManifold, alpha: Level, sigma: Level) -> Decided:
+def decided(manifold: GaussianManifold, alpha: float, sigma: float) -> Decided:
     """What is decided at a noise level; see `GaussianManifold.emergence` for the level of each direction.
 
     Raises: InputError unless alpha > 0 and sigma >= 0.

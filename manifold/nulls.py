@@ -108,7 +108,8 @@ def random_directions(d: int, m: int, generator: torch.Generator | None = None) 
     """m random orthonormal directions as columns, (d, m) float64, uniform over all such. Raises: InputError if m > d."""
     if not 1 <= m <= d:
         raise InputError(f"there are 1 to {d} orthonormal directions in {d} dimensions, {m} were asked for")
-    return torch.linalg.qr(torch.randn(d, m, generator=generator, dtype=torch.float64)).Q
+    q, r = torch.linalg.qr(torch.randn(d, m, generator=generator, dtype=torch.float64))
+    return q * r.diagonal().sign()  # the decomposition prefers a sign; Mezzadri (arXiv math-ph/0609050), section 5
 
 
 def isotropic(gaussian: GaussianManifold) -> GaussianManifold:

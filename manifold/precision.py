@@ -10,11 +10,13 @@ import torch
 
 from .errors import InputError, NonFiniteError
 
-__all__ = ["require_finite_variances", "require_wide", "without_autocast"]
+__all__ = ["require_variances_in_range", "require_wide", "without_autocast"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _DEVICES = ("cpu", "cuda")
+_RESOLVED = 1e8
+"""A spectrum's largest variance must be so much above the least number of its type, that the small ones keep digits too."""
 
 
 def without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -39,10 +41,18 @@ def require_wide(dtype: torch.dtype | None) -> None:
         )
 
 
-def require_finite_variances(variances: torch.Tensor) -> None:
-    """Raises: NonFiniteError for NaN or infinity, which is what a variance too large for its type becomes."""
+def require_variances_in_range(variances: torch.Tensor) -> None:
+    """Raises: NonFiniteError for NaN or infinity, which is what a variance too large for its type becomes; InputError for
+    variances so small that their type cannot tell them apart.
+    """
     if not bool(variances.isfinite().all()):
         raise NonFiniteError(
             f"variances must be finite, in {variances.dtype} they are not; divide the data by a constant first, "
+            "or keep the model in float64"
+        )
+    largest = float(variances.max()) if variances.numel() else 0.0
+    if 0 < largest < _RESOLVED * torch.finfo(variances.dtype).tiny:
+        raise InputError(
+            f"the largest variance is {largest:.2g}, too small for {variances.dtype}; multiply the data by a constant first, "
             "or keep the model in float64"
         )

@@ -46,9 +46,10 @@ def solve_flow(
 
     Cost: 2 steps evaluations of the denoiser.
     """
-    if steps < 1 or not min(sigma_s, sigma_t) > 0 or min(alpha_s, alpha_t) < 0:
+    levels = alpha_s, sigma_s, alpha_t, sigma_t
+    if steps < 1 or not min(sigma_s, sigma_t) > 0 or min(alpha_s, alpha_t) < 0 or not all(map(math.isfinite, levels)):
         raise InputError(
-            f"a flow needs at least 1 step, alpha >= 0 and sigma > 0 at both ends; they are {steps} steps, "
+            f"a flow needs at least 1 step, alpha >= 0 and sigma > 0, both finite, at both ends; they are {steps} steps, "
             f"({alpha_s:g}, {sigma_s:g}) and ({alpha_t:g}, {sigma_t:g})"
         )
     first, last = math.atan2(sigma_s, alpha_s), math.atan2(sigma_t, alpha_t)

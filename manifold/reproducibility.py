@@ -27,6 +27,8 @@ __all__ = ["FEWEST_ROWS", "Convergence", "SplitHalf", "convergence", "passes_ove
 
 FEWEST_ROWS = 4
 """Two in each half: the fewest with a variance."""
+_LEAST_SHARE = 1e-7
+"""Of the largest variance: what is below is rounding, see `Moments`."""
 
 
 @without_autocast
@@ -50,8 +52,8 @@ class SplitHalf:
     """How well two halves of the data agree on the leading directions.
 
     Attributes
-        overlap: (k,) subspace overlap of the leading 1, 2, ..., k directions.
-        chance: (k,) overlap of unrelated subspaces, j / d.
+        overlap: (k,) subspace overlap of the leading 1, 2, ..., k directions, of those with variance.
+        chance: (k,) overlap of unrelated subspaces, j / d; j / k where no other directions have variance.
         threshold: agreement, (overlap - chance) / (1 - chance), that counts as such.
         reproducible: largest number of leading directions with at least that agreement; 0 if there is none.
         rows: rows in each half. The estimate from all rows is better than either half.
@@ -86,11 +88,14 @@ def split_half(
     rows = len(store) // 2
     k = min(rank, store.d, rows - 1)
     first, second = (_leading(RowSubset(store, 2, [half]), k, device) for half in (0, 1))
-    overlap = subspace_overlap(first.eigvecs, second.eigvecs).cpu()
-    chance = torch.arange(1, len(overlap) + 1, dtype=torch.float64) / store.d
+    # Directions without variance, such as those of a border of one colour, are whatever the decomposition makes of them.
+    varying = min(int((half.eigvals > _LEAST_SHARE * half.eigvals[0]).sum()) for half in (first, second))
+    overlap = subspace_overlap(first.eigvecs[:, :varying], second.eigvecs[:, :varying]).cpu()
+    room = varying if varying < k else store.d
+    chance = torch.arange(1, varying + 1, dtype=torch.float64) / max(room, 1)
     agreement = (overlap - chance) / (1 - chance)
-    if k == store.d:  # all of space is all of space: whoever agrees on the others agrees on the last
-        agreement[-1] = agreement[-2] if k > 1 else 1.0
+    if varying == room > 0:  # all of space is all of space: whoever agrees on the others agrees on the last
+        agreement[-1] = agreement[-2] if varying > 1 else 1.0
     agreed = (agreement >= threshold).nonzero()
     return SplitHalf(overlap, chance, threshold, int(agreed[-1, 0]) + 1 if len(agreed) else 0, rows)
 
@@ -151,12 +156,15 @@ def convergence(
         one_in: use one row in so many, drawn at random; 1 must be among them.
         device: where the work is done.
 
-    Raises: InputError if `one_in` lacks 1, or there are fewer than 4 rows; ShapeError if the shape is not that of a row.
+    Raises: InputError if `one_in` lacks 1 or goes below it, or there are fewer than 4 rows; ShapeError if the shape is not
+        that of a row.
 
     Cost: two passes in all and an eigendecomposition for each entry up to d = 4096.
     """
-    if 1 not in one_in:
-        raise InputError("convergence compares with the estimate from all rows; include 1 in one_in")
+    if 1 not in one_in or min(one_in) < 1:
+        raise InputError(
+            f"one_in must hold 1, for the estimate from all rows, and numbers above it; it is {list(one_in)}"
+        )
     if len(store) < FEWEST_ROWS:
         raise InputError(f"convergence needs at least {FEWEST_ROWS} rows, there are {len(store)}; encode more images")
     parts = {one: RowSubset(store, one, [0]) for one in sorted(set(one_in)) if len(store) // one >= FEWEST_ROWS}

@@ -60,7 +60,8 @@ def components_for(model: CovarianceModel, shares: Sequence[float]) -> tuple[int
 
 def participation_ratio(model: CovarianceModel) -> float:
     """(sum lambda)^2 / sum lambda^2: the number of equal directions with the same spread of variance, from 1 to d."""
-    return _total(model) ** 2 / float(model.trace(lambda variance: variance.double().square()))
+    total = _total(model)
+    return 1 / float(model.trace(lambda variance: (variance.double() / total).square()))
 
 
 def effective_rank(model: CovarianceModel) -> float:
@@ -107,6 +108,9 @@ def power_law(eigvals: Tensor, first: int, last: int) -> PowerLaw:
     Arguments
         eigvals: (k,) descending.
         first, last: ranks of the range, from 1, 1 <= first, last <= k, at least 8 of them.
+
+    Returns: the exponent of these eigenvalues. That of the population they were estimated from is lower where rows are few:
+        sample eigenvalues spread further than the true ones, and the interval does not allow for it.
 
     Raises: InputError if the range is out of bounds, too short, or holds a variance that is not positive.
     """

@@ -15,13 +15,26 @@ from torch import Tensor
 
 from .errors import InputError, ShapeError
 
-__all__ = ["Level", "Levels", "flat_states", "level_pair", "like", "paired_levels", "safe_ratio", "safe_root"]
+__all__ = [
+    "Level",
+    "Levels",
+    "flat_states",
+    "level_pair",
+    "like",
+    "paired_levels",
+    "safe_ratio",
+    "safe_root",
+    "slope_pair",
+]
 
 Level = float | Tensor
 """alpha or sigma: a number, a tensor of shape (), or one value per row, (n,)."""
 
 Levels = Tensor | Sequence[float]
 """A list of L values of alpha or sigma, each of which holds for all rows."""
+
+_LARGEST_LEVEL = {torch.float32: 1e18, torch.float64: 1e150}
+"""Squares of these, and of their inverses, are in the type's range."""
 
 
 def flat_states(state: Tensor, d: int, reference: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -43,21 +56,44 @@ def like(flat: Tensor, state: Tensor) -> Tensor:
 def level_pair(alpha: Level, sigma: Level, rows: int, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Both levels as tensors of shape (1,) or (n, 1), which broadcast against spectra and rows alike.
 
-    Raises: ShapeError; InputError if a level is negative or not finite, or both are 0.
+    Raises: ShapeError; InputError if a level is negative, not finite, or such that its square leaves the range of the type
+        computed in, or both are 0.
     """
     pair = []
+    most = _LARGEST_LEVEL.get(reference.dtype, 1e18)
     for name, value in (("alpha", alpha), ("sigma", sigma)):
-        if isinstance(value, np.ndarray):  # in reverse, or of another byte order, torch takes none
-            value = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
-        level = torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
-        if level.ndim > 1 or (level.ndim == 1 and len(level) != rows):
-            raise ShapeError(f"{name} must be a number or ({rows},), it has shape {tuple(level.shape)}")
+        level = _number_or_one_each(name, value, rows, reference)
         if not bool(((level >= 0) & level.isfinite()).all()):
-            raise InputError(f"{name} must be finite and at least 0, it is {level.tolist()}")
-        pair.append(level[..., None])
+            raise InputError(f"{name} must be finite and at least 0, it is {level[..., 0].tolist()}")
+        if not bool(((level == 0) | ((level >= 1 / most) & (level <= most))).all()):
+            raise InputError(f"{name} must be 0 or between {1 / most:g} and {most:g}, it is {level[..., 0].tolist()}")
+        pair.append(level)
     if bool(((pair[0] == 0) & (pair[1] == 0)).any()):
         raise InputError("alpha and sigma must not both be 0")
     return pair[0], pair[1]
+
+
+def slope_pair(d_alpha: Level | None, d_sigma: Level | None, rows: int, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of both levels, of any sign, as `level_pair` gives the levels; -1 and 1 where there is none.
+
+    Raises: ShapeError; InputError if one is not finite.
+    """
+    pair = []
+    for name, value, default in (("d_alpha", d_alpha, -1.0), ("d_sigma", d_sigma, 1.0)):
+        slope = _number_or_one_each(name, default if value is None else value, rows, reference)
+        if not bool(slope.isfinite().all()):
+            raise InputError(f"{name} must be finite, it is {slope[..., 0].tolist()}")
+        pair.append(slope)
+    return pair[0], pair[1]
+
+
+def _number_or_one_each(name: str, value: Level, rows: int, reference: Tensor) -> Tensor:
+    if isinstance(value, np.ndarray):  # in reverse, or of another byte order, torch takes none
+        value = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
+    level = torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
+    if level.ndim > 1 or (level.ndim == 1 and len(level) != rows):
+        raise ShapeError(f"{name} must be a number or ({rows},), it has shape {tuple(level.shape)}")
+    return level[..., None]
 
 
 def paired_levels(alphas: Levels, sigmas: Levels) -> list[tuple[float, float]]:

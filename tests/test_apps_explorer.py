@@ -22,6 +22,7 @@ from manifold_apps.run import run_images
 from streamlit.testing.v1 import AppTest
 from tiny_models import save_tiny_kl
 
+from index.add import add_images
 from manifold.errors import InputError, MissingExtraError
 
 SIDE = 8
@@ -169,6 +170,24 @@ def test_what_was_missing_is_looked_for_again_when_its_files_change(vae_workspac
     whole = open_workspace(str(home / "ws"))
     assert whole.missing == {}
     assert open_workspace(str(home / "ws")) is whole
+
+
+def test_while_images_are_added_the_pages_show_what_was_there(workspace, tmp_path):
+    """An addition that was stopped between two shards looks as one that is still going on."""
+    home = shutil.copytree(workspace.parent, tmp_path / "home")
+    for number in range(120, 140):
+        shutil.copy(home / "pictures" / "005.png", home / "pictures" / f"{number:03d}.png")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "fit":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        add_images(home / "pictures", home / "ws", workers=0, progress=stop)
+    page = open_page("retrieve", home / "ws")
+    facts, lacking = (caption.value for caption in page.caption[:2])
+    assert "121 images" in facts
+    assert "lacks the last 20 rows" in lacking
 
 
 def test_an_encoder_that_moved_is_named(vae_workspace, tmp_path):

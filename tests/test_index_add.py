@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import make_workspace
+from manifold_apps.describe import describe_workspace
 from PIL import Image
 
+import index.search as search_module
 from index.add import add_images
 from index.build import build_index
 from index.encode import encode_images
@@ -291,6 +293,70 @@ def test_a_stopped_addition_goes_on_to_the_same_bytes(tmp_path, stage, at):
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
     assert verify_workspace(root).problems == ()
+
+
+@pytest.mark.parametrize(("stage", "at"), [("encode", 41), ("encode", 90), ("fit", 130)])
+def test_while_images_are_added_searches_find_what_was_there(tmp_path, stage, at):
+    """Beside the process that adds, and after it was stopped; until the statistics are those of all rows."""
+    folder = photos(tmp_path / "photos", range(50))
+    root = made(folder, tmp_path / "ws")
+    x_t = torch.from_numpy(Workspace.open(root).latents.read(range(0, 50, 7))).float()
+    expected = Searcher.open(root).search(x_t, 1.0, 0.5, "source", k=5)
+    photos(folder, range(50, 150))
+
+    def stop(now: str, done: int, total: int) -> None:
+        if now == stage and done >= at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        add_images(folder, root, workers=0, progress=stop)
+    added = Workspace.open(root).manifest.count - 50
+    assert added > 0
+    with pytest.warns(ManifoldWarning, match=rf"lacks the last {added} rows.* manifold add run again finishes it"):
+        searcher = Searcher.open(root)
+    found = searcher.search(x_t, 1.0, 0.5, "source", k=5)
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert len(searcher.workspace.latents) == describe_workspace(searcher.workspace)["rows"] == 50
+    assert searcher.remark in verify_workspace(root).problems
+    add_images(folder, root, workers=0)
+    assert (Searcher.open(root).card["count"], Searcher.open(root).remark) == (150, None)
+
+
+def test_between_statistics_and_index_a_search_says_how_to_go_on(tmp_path):
+    root = made(photos(tmp_path / "photos", range(50)), tmp_path / "ws")
+
+    def stop(now: str, done: int, total: int) -> None:
+        if now == "index":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        add_images(photos(tmp_path / "photos", range(60)), root, workers=0, progress=stop)
+    with pytest.raises(
+        MismatchError, match="built from other statistics; finish a stopped add, or run: manifold index"
+    ):
+        Searcher.open(root)
+
+
+@pytest.mark.parametrize("moment", ["has_card", "read_card", "sha256_file", "load_manifold"])
+def test_an_addition_that_ends_while_a_search_is_opened_is_seen_whole(tmp_path, monkeypatch, moment):
+    """Manifest, statistics and index are read one after the other, and are all exchanged in between."""
+    folder = photos(tmp_path / "photos", range(50))
+    root = made(folder, tmp_path / "ws")
+    photos(folder, range(50, 90))
+    original, calls = getattr(search_module, moment), []
+
+    def grow(*arguments):
+        found = original(*arguments)
+        calls.append(moment)
+        if len(calls) == 1:
+            add_images(folder, root, workers=0)
+        return found
+
+    monkeypatch.setattr(search_module, moment, grow)
+    searcher = Searcher.open(root)
+    assert len(calls) > 1
+    assert searcher.card["count"] == len(searcher.workspace.latents) == searcher.manifold.count == 90
 
 
 def test_an_index_of_another_card_is_built_anew(grown, tmp_path):

@@ -12,8 +12,9 @@ from index import Workspace
 from index.clusters import cluster_rows
 from index.fit import fit_workspace
 from index.health import reason_counts
-from index.likelihoods import log_likelihoods
+from index.likelihoods import _tail, log_likelihoods
 from index.statistics import load_manifold
+from manifold.covariance import LowRankCovariance
 from manifold.errors import InputError
 
 
@@ -68,6 +69,14 @@ def test_a_few_images_have_likelihoods(n, tmp_path, rng):
     tail = values[rank:].sum() / (48 - rank)
     dense = (vectors[:, :rank] * (values[:rank] - tail)) @ vectors[:, :rank].T + tail * np.eye(48)
     np.testing.assert_allclose(log_likelihoods(root), multivariate_normal(mean, dense).logpdf(exact), rtol=1e-4)
+
+
+def test_a_small_tail_is_summed_not_left_over():
+    """A millionth of the variance beyond the rank: the total less the leading ones would keep no digit of it in float32."""
+    eigvals = torch.cat([torch.linspace(2000, 1, 256), torch.full((100,), 0.0006)])
+    model = LowRankCovariance(torch.zeros(1000), eigvals, torch.eye(1000)[:, :356], 0.0002)
+    expected = (100 * 0.0006 + 644 * 0.0002) / 744
+    assert _tail(model, 256) == pytest.approx(expected, rel=1e-6)
 
 
 def test_two_images_have_no_density(tmp_path):

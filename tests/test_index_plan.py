@@ -128,6 +128,9 @@ def test_wrong_arguments_get_a_sentence():
         plan_index(100, 10, np.ones(10), recall=95)
     with pytest.raises(InputError, match=r"one of Flat, .*, it is 'LSH'"):
         plan_index(100, 10, np.ones(10), kind="LSH")
+    for spectrum in ([1.0, np.nan], [1.0, -1.0], [1.0] * 17):
+        with pytest.raises(InputError, match="variances must be at most d = 16 finite numbers of at least 0"):
+            plan_index(100, 16, np.array(spectrum))
     with pytest.raises(InputError, match="rank must lie between 1 and the manifold's 10, it is 11"):
         plan_index(100, 10, np.ones(10), rank=11)
     with pytest.raises(InputError, match="at least one row"):

@@ -121,3 +121,24 @@ def test_neither_how_many_states_come_nor_where_they_are_cut_changes_a_bit():
         some, shares = asked(x, x_t[part], sigma[part], 5)
         np.testing.assert_array_equal(some, ids[part])
         np.testing.assert_array_equal(shares, probabilities[part])
+
+
+@pytest.mark.parametrize("sigma", [0.5, 5.0, 50.0])
+def test_states_have_the_same_bits_alone_and_on_any_number_of_threads(sigma):
+    """Over many batches of rows, most of which no state is near to."""
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((20_000, 48)) * 3 / np.arange(1, 49)).astype(np.float16)
+    x_t = torch.from_numpy((x[:60] + sigma * rng.standard_normal((60, 48))).astype(np.float32))
+    levels, threads = np.full(60, sigma), torch.get_num_threads()
+    ids, probabilities = asked(x, x_t, levels, 10)
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            for size in (1, 7, 60):
+                for low in range(0, 60, size):
+                    part = slice(low, low + size)
+                    some, shares = asked(x, x_t[part], levels[part], 10)
+                    np.testing.assert_array_equal(some, ids[part])
+                    np.testing.assert_array_equal(shares, probabilities[part])
+    finally:
+        torch.set_num_threads(threads)

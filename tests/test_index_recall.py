@@ -175,13 +175,28 @@ def test_candidates_are_as_many_as_the_data_need(tmp_path, rng):
     def share(candidates: int) -> float:
         return float(np.mean([np.isin(true, near[:candidates]).mean() for true, near in zip(ids, found, strict=True)]))
 
-    for wanted in (share(planned), share(planned + 50), share(2 * planned), 1.1):
+    for wanted in (share(planned) - 1e-9, share(planned + 50) - 1e-9, share(2 * planned) - 1e-9, 1.1):
         enough, reached = enough_candidates(index, truth, planned, wanted)
         assert reached == (share(enough) >= wanted)
         assert planned <= enough <= 4 * planned
         assert share(enough) >= wanted or enough == 4 * planned
         assert enough == planned or share(enough - 10) < wanted
     assert share(round(10 * card["candidates"])) >= 0.6
+
+
+def test_candidates_as_near_as_the_true_neighbours_are_as_good(tmp_path, rng):
+    """Five images of 400 copies each: an exact index needs no more candidates than neighbours, whichever copies it gives."""
+    images = rng.standard_normal((5, 48)).astype(np.float16)
+    root = make_workspace(tmp_path / "copies", images[np.arange(2000) % 5], shape=(3, 4, 4)).root
+    fit_workspace(root, precision="exact")
+    build_index(root, rank=4, kind="Flat", measure=False)
+    opened = Workspace.open(root)
+    truth, index = Truth(load_manifold(opened), opened.latents), Searcher.open(root)._index
+    assert enough_candidates(index, truth, 50, 0.99) == (50, True)
+    near = index.nearest(truth.centres(truth.calibrating), 20)
+    assert (truth.shares_among(truth.calibrating, near)[:, :10] == np.arange(1, 11) / 10).all()
+    wrong = np.where(near % 5 == near[:, :1] % 5, (near + 1) % 2000, near)  # of another image
+    assert (truth.shares_among(truth.calibrating, wrong) == 0).all()
 
 
 def test_an_index_is_measured_when_asked(root):

@@ -274,6 +274,25 @@ def test_not_fitted_and_not_indexed(tmp_path, latents):
         build_index(root, rank=49)
 
 
+@pytest.mark.parametrize("kind", ["Flat", "FastScan", "HNSW"])
+def test_a_clean_source_is_shared_by_all_equal_rows(tmp_path, rng, kind):
+    """However many are asked for: probabilities are over the whole collection."""
+    rows = correlated(rng, 400, 48)
+    rows[100:165] = rows[7]  # 66 rows
+    rows[300:302] = rows[9]  # 3 rows
+    root = make_workspace(tmp_path / "ties", rows.astype(np.float16), shape=(3, 4, 4)).root
+    fit_workspace(root)
+    build_index(root, kind=kind, rank=24)
+    searcher = Searcher.open(root)
+    states = torch.from_numpy(searcher.workspace.latents.read([7, 9, 20])).float()
+    for k in (1, 2, 4, 100):
+        hits = searcher.search(states, question="source", k=k)
+        for state, equal in enumerate(([7, *range(100, 165)], [9, 300, 301], [20])):
+            shown = min(k, len(equal))
+            assert hits.ids[state, :shown].tolist() == equal[:shown]
+            np.testing.assert_allclose(hits.scores[state], [1 / len(equal)] * shown + [0.0] * (k - shown), rtol=1e-12)
+
+
 def test_damaged_swapped_and_outdated_indices_are_refused(root, tmp_path, rng):
     path = root / "index" / "image.index"
     sound = path.read_bytes()

@@ -198,6 +198,20 @@ def test_fewer_rows_than_dimensions():
     assert fit_lowrank(ArrayRows(rows), 30).k == 11
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(10))
+def test_directions_that_rows_do_not_have_are_without_variance(dtype, seed):
+    """As few rows as values: round-off is no variance, of either sign."""
+    latents = torch.randn(12, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    fitted = GaussianManifold.fit(latents.to(dtype), dtype=dtype)
+    assert (fitted.eigvals > 0).tolist() == [True] * 11 + [False]
+    with pytest.raises(InputError, match="no density"):
+        fitted.log_prob(latents.to(dtype))
+    noisy = torch.from_numpy(np.cov(latents.numpy().T) + 0.01 * np.eye(12))
+    expected = torch.distributions.MultivariateNormal(latents.mean(0), noisy).log_prob(latents)
+    torch.testing.assert_close(fitted.log_prob(latents.to(dtype), 1.0, 0.1).double(), expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("n", [15, 200])
 def test_shrinkage_intensities_equal_scikit_learn(n):
     from sklearn.covariance import ledoit_wolf, oas

@@ -8,7 +8,7 @@ import torch
 from helpers import assert_close
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr, t
 
 from manifold.bootstrap import bootstrap_weights
 from manifold.compare import compare_denoisers
@@ -93,7 +93,8 @@ def test_the_interval_is_the_percentile_bootstrap_of_refitted_slopes(gaussian):
         drawn = np.repeat(np.arange(N), times)
         curves = [np.polyfit(end[drawn, mode], now[:, drawn, mode].T, 1)[0] for mode in range(3)]
         levels.append(crossing_level(torch.from_numpy(np.stack(curves, 1)), found.noise, 0.5).numpy())
-    low, high = np.nanquantile(levels, [0.025, 0.975], axis=0)
+    tail = norm.cdf(math.sqrt(N / (N - 1)) * t.ppf(0.025, N - 1))
+    low, high = np.nanquantile(levels, [tail, 1 - tail], axis=0)
     np.testing.assert_allclose(found.low, low, rtol=1e-9)
     np.testing.assert_allclose(found.high, high, rtol=1e-9)
 

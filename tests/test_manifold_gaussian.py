@@ -1,5 +1,7 @@
 """The closed form against dense float64 algebra, SciPy's integrator, autograd, and its own limits."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from manifold.covariance import FullCovariance, LowRankCovariance
 from manifold.errors import FormatError, InputError, NonFiniteError, NotFittedError, ShapeError
 from manifold.gaussian import GaussianManifold
+from manifold.spectrum import participation_ratio
 
 LEVELS = [(1.0, 0.0), (1.0, 0.3), (0.6, 0.8), (0.05, 0.9987), (1.0, 80.0), (0.2, 0.8), (0.0, 1.0)]
 
@@ -355,3 +358,49 @@ def test_states_of_another_layout_are_refused_though_they_hold_as_many_values():
     for turned in (torch.zeros(1, 4, 6, 4), torch.zeros(1, 6, 4, 4)):
         with pytest.raises(ShapeError, match=r"\(n, 4, 4, 6\)"):
             manifold.denoise(turned, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_and_data_whose_squares_leave_the_type_are_refused(dtype):
+    """They would come out as the mean, or as NaN, without a word."""
+    fitted = GaussianManifold.fit(torch.randn(50, 4, dtype=dtype), dtype=dtype)
+    x_t = torch.randn(2, 4, dtype=dtype)
+    most = {torch.float32: 1e18, torch.float64: 1e150}[dtype]
+    for levels in ((10 * most, 1.0), (1.0, 10 * most), (1.0, 0.1 / most)):
+        with pytest.raises(InputError, match="must be 0 or between"):
+            fitted.denoise(x_t, *levels)
+    scale = most / 100
+    torch.testing.assert_close(fitted.denoise(scale * x_t, scale, scale), fitted.denoise(x_t, 1.0, 1.0))
+    small = {torch.float32: 1e-20, torch.float64: 1e-154}[dtype]
+    with pytest.raises(InputError, match=r"too small for .* multiply the data by a constant first"):
+        GaussianManifold.fit(small * torch.randn(50, 4, dtype=torch.float64), dtype=dtype)
+
+
+def test_slopes_are_checked_as_levels_are():
+    fitted = GaussianManifold.fit(torch.randn(50, 4))
+    with pytest.raises(ShapeError, match=r"d_alpha must be a number or \(2,\)"):
+        fitted.velocity(torch.randn(2, 4), 0.6, 0.8, torch.ones(3), 1.0)
+    with pytest.raises(InputError, match="d_sigma must be finite"):
+        fitted.velocity(torch.randn(2, 4), 0.6, 0.8, -1.0, math.nan)
+
+
+def test_images_of_another_shape_than_the_one_named_are_refused():
+    with pytest.raises(ShapeError, match=r"of the shape \(3, 8, 4\), some are \(3, 4, 8\)"):
+        GaussianManifold.fit(torch.randn(20, 3, 4, 8), shape=(3, 8, 4))
+    with pytest.raises(ShapeError, match=r"of the shape \(3, 4, 8\), some are \(3, 8, 4\)"):
+        GaussianManifold.fit([torch.randn(20, 3, 4, 8), torch.randn(20, 3, 8, 4)])
+    assert GaussianManifold.fit([torch.randn(20, 3, 4, 8), torch.randn(20, 96)]).shape == (3, 4, 8)
+
+
+@pytest.mark.parametrize("levels", [(math.nan, 1.0), (1.0, math.inf), (-1.0, 1.0)])
+def test_divergences_at_no_level_are_refused(levels):
+    fitted = GaussianManifold.fit(torch.randn(50, 4))
+    with pytest.raises(InputError, match="finite and at least 0"):
+        fitted.kl_divergence(fitted, *levels)
+
+
+@pytest.mark.parametrize("scale", [1e-90, 1.0, 1e80])
+def test_the_participation_ratio_has_no_scale(scale):
+    eigvals = scale**2 * torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
+    model = FullCovariance(torch.zeros(3, dtype=torch.float64), eigvals, torch.eye(3, dtype=torch.float64))
+    assert participation_ratio(model) == pytest.approx(49 / 21)

@@ -279,8 +279,23 @@ def test_the_widest_latents_in_float64(rng):
 def test_values_beyond_any_product_are_refused():
     with pytest.raises(NonFiniteError, match="below 1e150"):
         take(np.array([[1e200], [-1e200]])).covariance()
-    with pytest.raises(NonFiniteError, match="range of float64"):
-        _ = take(np.full((3, 1), 1.7e308)).mean
+    moments = Moments(1, precision="exact")
+    with pytest.raises(NonFiniteError, match="below 1e150"):
+        moments.update(np.full((20_000, 1), 1e200))
+    assert moments.count == 0, "nothing is taken in"
+    moments.update(np.array([[1.0], [3.0]]))
+    assert moments.covariance().tolist() == [[2.0]]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_far_rows_change_no_chunk_but_their_own(rng, precision):
+    """However rows are cut into batches: a chunk is scaled by its own largest value."""
+    rows = np.concatenate([rng.standard_normal((16_384, 4)), 1e16 * rng.standard_normal((10, 4))])
+    whole, parts = Moments(4, precision=precision), Moments(4, precision=precision)
+    whole.update(rows)
+    parts.update(rows[:16_384])
+    parts.update(rows[16_384:])
+    assert torch.equal(whole.covariance(), parts.covariance())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -403,9 +418,10 @@ def test_rows_in_reverse_are_rows(rng):
     assert relative(columns.covariance(), np.cov(rows[:, ::-1].T)) < 1e-6
 
 
-def test_variances_beyond_float64_are_refused_as_covariances_are():
-    moments = Moments(2, precision="exact")
-    moments.update(torch.tensor([[1e200, 0.0], [-1e200, 1.0]], dtype=torch.float64))
-    for ask in (moments.variance, moments.covariance):
-        with pytest.raises(NonFiniteError):
-            ask()
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_largest_values_taken_have_variances(precision):
+    moments = Moments(2, precision=precision)
+    moments.update(torch.tensor([[9e149, 0.0], [-9e149, 4e149]], dtype=torch.float64))
+    expected = torch.tensor([1.62e300, 8e298], dtype=torch.float64)
+    torch.testing.assert_close(moments.variance(), expected)
+    torch.testing.assert_close(moments.covariance().diagonal(), expected)

@@ -16,8 +16,9 @@ def test_levels_fall_by_equal_factors():
     assert levels[0] == 100
     assert levels[-1] == 0.01
     np.testing.assert_allclose(np.diff(np.log(levels)), math.log(1e-4) / 8, rtol=0.01)
-    with pytest.raises(InputError, match="fall from high to low"):
-        noise_levels(1, 2)
+    for high, low in ((1, 2), (math.inf, 1), (math.nan, 1)):
+        with pytest.raises(InputError, match="fall from high to low"):
+            noise_levels(high, low)
 
 
 def test_noise_has_the_level_asked_and_comes_again():

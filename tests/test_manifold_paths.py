@@ -212,6 +212,10 @@ def test_nulls_destroy_what_they_say_and_keep_the_rest(gaussian):
         assert not bool((order == torch.arange(n)).any())
     directions = random_directions(D, 5)
     assert_close(directions.T @ directions, torch.eye(5, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([random_directions(3, 3, generator) for _ in range(2000)])
+    positive = torch.cat([(drawn[:, 0] > 0).double().mean(0), (torch.linalg.det(drawn) > 0).double().mean()[None]])
+    assert float((positive - 0.5).abs().max()) < 0.05, "no sign is preferred; four standard deviations are 0.045"
     sphere = isotropic(gaussian)
     assert sphere.total_variance == pytest.approx(gaussian.total_variance)
     x_t = torch.randn(3, D, dtype=torch.float64)
@@ -238,6 +242,23 @@ def test_bootstrap_covers_the_mean_about_as_often_as_it_says(rng):
     width = float((found.high - found.low).mean())
     assert width == pytest.approx(2 * 1.96 / math.sqrt(60), rel=0.1)
     assert bool(bootstrap_mean(torch.full((1, 3), torch.nan)).mean.isnan().all())
+
+
+@pytest.mark.parametrize(("n", "at_least"), [(2, 0.45), (3, 0.7), (4, 0.83), (6, 0.9), (8, 0.91), (16, 0.92)])
+def test_intervals_of_few_trajectories_are_wide_enough(rng, n, at_least):
+    """Percentiles of a normal's level cover 48, 74, 79, 86, 88 and 91 %."""
+    values = torch.from_numpy(rng.standard_normal((4000, n)))
+    found = bootstrap_mean(values, draws=1000)
+    covered = float(((found.low <= 0) & (found.high >= 0)).double().mean())
+    assert at_least < covered < 0.97
+    assert bool(((values.amin(1) - 1e-9 <= found.low) & (found.high <= values.amax(1) + 1e-9)).all())
+
+
+def test_a_single_trajectory_has_a_mean_and_no_interval():
+    found = bootstrap_mean(torch.tensor([[3.0], [4.0]]))
+    assert found.mean.tolist() == [3, 4]
+    assert bool(found.low.isnan().all())
+    assert bool(found.high.isnan().all())
 
 
 def test_wrong_use_is_said(gaussian):

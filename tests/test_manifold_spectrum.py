@@ -222,6 +222,24 @@ def test_noise_is_not_reproducible_and_all_directions_can_be(rng):
         split_half(ArrayRows(steep), threshold=1.0)
 
 
+@pytest.mark.parametrize("limit", [4096, 10])
+def test_directions_without_variance_are_not_compared(rng, limit, monkeypatch):
+    """A border of one colour has the same null space in both halves, which says nothing of the data."""
+    import manifold.reproducibility
+
+    monkeypatch.setattr(manifold.reproducibility, "DENSE_LIMIT", limit)
+    steep = np.zeros((400, 20), dtype=np.float32)
+    steep[:, :3] = rng.standard_normal((400, 3)) * [4.0, 2.0, 1.0]
+    split = split_half(ArrayRows(steep))
+    assert (len(split.overlap), split.reproducible) == (3, 3)
+    assert split.chance.tolist() == pytest.approx([1 / 3, 2 / 3, 1.0])
+    flat = np.ones((400, 64), dtype=np.float32)
+    flat[:, :10] = rng.standard_normal((400, 10))  # no direction of these ten is better than another
+    assert split_half(ArrayRows(flat)).reproducible == 0
+    still = split_half(ArrayRows(np.ones((20, 5), dtype=np.float32)))
+    assert (len(still.overlap), still.reproducible) == (0, 0)
+
+
 def test_verdicts():
     rng = np.random.default_rng(4)
 
@@ -231,6 +249,9 @@ def test_verdicts():
         split = split_half(ArrayRows(rows), rank)
         return verdict(diagnose(fit_covariance(moments), len(rows), split=split))
 
+    bordered = np.zeros((4000, 9))
+    bordered[:, :6] = rng.standard_normal((4000, 6)) * 4.0 ** -np.arange(6)
+    assert judge(bordered).startswith("4,000 rows are enough for all 6 of 9 directions that vary: ")
     some = judge(planted(rng, 400))
     assert some.startswith("400 rows are enough for the leading ")
     assert "of 40 directions, 98." in some or "of 40 directions, 99." in some
@@ -283,7 +304,7 @@ def test_convergence_approaches_the_whole(rng):
     cumulative = np.linalg.eigvalsh(np.cov(rows.T))[::-1].cumsum() / np.trace(np.cov(rows.T))
     assert points[-1].components == tuple(int((cumulative < share).sum()) + 1 for share in SHARES)
     assert convergence(ArrayRows(rows[:64]), 6, first=1, last=30)[0].exponent is None
-    with pytest.raises(InputError, match="include 1"):
+    with pytest.raises(InputError, match="one_in must hold 1"):
         convergence(ArrayRows(rows), one_in=(2, 4))
 
 

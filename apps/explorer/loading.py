@@ -6,6 +6,7 @@ whose encoder could not be opened, as soon as something changes where the encode
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -18,7 +19,8 @@ from index.latents import LatentStore
 from index.search import Searcher
 from index.statistics import load_manifold
 from index.workspace import Workspace
-from manifold.errors import ManifoldError
+from manifold.errors import ManifoldError, ManifoldWarning
+from manifold.files import file_stamp
 from manifold.gaussian import GaussianManifold
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Opened:
     searcher: Searcher | None
     encoder: Encoder | None
     missing: dict[str, str]
-    """By part, `searcher` or `encoder`: the sentence that says why it could not be opened."""
+    """By part, `searcher` or `encoder`: why it could not be opened; `rows`: that the index lacks some. One sentence each."""
     looked_at: str = ""
     """What lay where the encoder should be, when it was looked for."""
 
@@ -114,15 +116,19 @@ def open_or_explain(path: str, encoder: str | None = None) -> Opened:
 def _open(path: str, override: str | None, stamp: str) -> Opened:
     workspace = Workspace.open(path)
     workspace.require_complete()
-    manifold = load_manifold(workspace)
     missing = {}
     searcher: Searcher | None = None
     encoder: Encoder | None = None
     looked_at = _encoder_stamp(workspace, override)
     try:
-        searcher = Searcher.open(path)
+        with warnings.catch_warnings(action="ignore", category=ManifoldWarning):
+            searcher = Searcher.open(path)
+        workspace = searcher.workspace  # its rows alone, while others are being added
+        if searcher.remark is not None:
+            missing["rows"] = searcher.remark
     except ManifoldError as error:
         missing["searcher"] = sentence(error)
+    manifold = load_manifold(workspace)
     try:
         encoder = workspace.encoder(override)
     except ManifoldError as error:
@@ -141,6 +147,5 @@ def _encoder_stamp(workspace: Workspace, override: str | None) -> str:
 
 
 def _stamp(folder: Path, names: Sequence[str]) -> str:
-    """Size and time of files."""
-    files = [folder / name for name in names]
-    return " ".join(f"{file.stat().st_mtime_ns}:{file.stat().st_size}" if file.is_file() else "-" for file in files)
+    """Changes when one of the files does."""
+    return " ".join(str(file_stamp(folder / name)) for name in names)

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from index.build import latents_checksum
 from index.images import Decoded, decode_stream
 from index.originals import Originals, open_originals
 from index.progress import Progress, silent
@@ -98,7 +97,7 @@ def _begin(workspace: Workspace, spec: ClipSpec) -> ClipCard:
     folder = Path(spec.id).expanduser()
     if folder.exists():
         spec = replace(spec, id=Path(os.path.relpath(folder.resolve(), workspace.root.resolve())).as_posix())
-    latents = latents_checksum(workspace)
+    latents = workspace.latents_checksum
     if path.is_file():
         card = ClipCard.read(path)
         if replace(card.spec, id=spec.id) != spec or card.latents_sha256 != latents:

@@ -18,7 +18,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from index.build import latents_checksum
 from index.workspace import Workspace
 from manifold.errors import FormatError, MismatchError, NotFittedError
 from manifold.files import read_json, sha256_file, write_json
@@ -140,7 +139,7 @@ class ClipStore:
         if not path.is_file():
             raise NotFittedError(f"{opened.root} has no CLIP embeddings yet; {remedy}")
         card = ClipCard.read(path)
-        if card.latents_sha256 != latents_checksum(opened):
+        if card.latents_sha256 != opened.latents_checksum:
             raise MismatchError(f"{path.parent} was made for other latents; delete it and {remedy}")
         if card.index_sha256 is None:
             raise NotFittedError(

@@ -88,6 +88,9 @@ def fit_covariance(
             lambda block: covariance @ block, d, k, dtype=torch.float64, device=covariance.device
         )
     if model == "full":
+        eigvals[moments.count - 1 :] = (
+            0  # rows vary in n - 1 directions at most: beyond them is round-off, of either sign
+        )
         shrunk = _shrink(eigvals, total / d, intensity)
         return FullCovariance(moments.mean.to(dtype), shrunk.to(dtype), eigvecs.to(dtype), count=moments.count)
     return _with_tail(moments.mean, eigvals[:k], eigvecs[:, :k], total, intensity, dtype, moments.count)

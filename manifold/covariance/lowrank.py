@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from manifold.errors import FormatError, ManifoldWarning, NotPSDError, ShapeError
-from manifold.precision import require_finite_variances, require_wide, without_autocast
+from manifold.precision import require_variances_in_range, require_wide, without_autocast
 
 from .base import CovarianceModel, SpectralFunction
 
@@ -64,7 +64,7 @@ class LowRankCovariance(CovarianceModel):
             )
         tail = torch.as_tensor(tail_var, dtype=eigvecs.dtype, device=eigvecs.device).reshape(())
         variances = torch.cat([eigvals.to(eigvecs), tail[None]])
-        require_finite_variances(variances)
+        require_variances_in_range(variances)
         variances = _without_negative(variances, mean)
         self.mean = mean.to(eigvecs)
         self.eigvals = variances[:-1]
@@ -124,7 +124,7 @@ class LowRankCovariance(CovarianceModel):
         for name in ("mean", "eigvals", "eigvecs", "tail_var"):
             setattr(other, name, getattr(self, name).to(device=device, dtype=dtype))
         if dtype is not None:
-            require_finite_variances(other.eigvals)
+            require_variances_in_range(other.eigvals)
         return other
 
     def tensors(self) -> dict[str, Tensor]:

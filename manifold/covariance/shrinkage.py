@@ -25,7 +25,8 @@ def oas_intensity(moments: Moments) -> float:
 
     Raises: NotFittedError if no row came.
 
-    Cost: O(d^2). Source: Chen, Wiesel, Eldar, Hero, Shrinkage algorithms for MMSE covariance estimation (2010), eq. 23.
+    Cost: O(d^2). Source: Chen, Wiesel, Eldar, Hero, Shrinkage algorithms for MMSE covariance estimation (2010), eq. 23
+    without its terms in 2 / d, as scikit-learn has it: for as many values as latents have they are nothing.
     """
     d, n = moments.d, moments.count
     covariance = moments.covariance(ddof=0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from manifold.errors import FormatError, NotPSDError, ShapeError
-from manifold.precision import require_finite_variances, require_wide, without_autocast
+from manifold.precision import require_variances_in_range, require_wide, without_autocast
 
 from .base import CovarianceModel, SpectralFunction
 
@@ -65,7 +65,7 @@ class StationaryCovariance(CovarianceModel):
         dtype = self.channel_mean.dtype
         self._basis = basis.to(_complex_type(dtype))
         self._variances = values.clamp_min(0).permute(2, 0, 1).reshape(-1).to(dtype)  # (C H W')
-        require_finite_variances(self._variances)
+        require_variances_in_range(self._variances)
         self.eigvals = self._variances.repeat_interleave(self._multiplicity()).sort(descending=True).values
 
     def _multiplicity(self) -> Tensor:
