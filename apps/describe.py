@@ -13,6 +13,7 @@ from index.shards import counted_rejects
 from index.statistics import UNLABELLED, class_means_path, class_moments_path, load_manifold
 from index.workspace import Workspace
 from manifold.class_means import ClassMeans
+from manifold.covariance import LowRankCovariance
 from manifold.diagnostics import diagnose
 from manifold.spectrum import SHARES
 
@@ -50,6 +51,7 @@ def describe_workspace(workspace: str | Path | Workspace) -> dict[str, Any]:
     }
     if opened.stats_path.is_file():
         fitted = load_manifold(opened)
+        beyond = isinstance(fitted.covariance, LowRankCovariance) and fitted.tail_var > 0
         numbers = diagnose(fitted.covariance, int(fitted.count or 0))
         described["spectrum"] = {
             "eigenpairs": fitted.k,
@@ -58,6 +60,7 @@ def describe_workspace(workspace: str | Path | Workspace) -> dict[str, Any]:
             "components": {f"{share:.0%}": count for share, count in zip(SHARES, numbers.components, strict=True)},
             "participation_ratio": numbers.participation_ratio,
             "effective_rank": numbers.effective_rank,
+            "share_beyond": max(1 - float(fitted.eigvals.double().sum()) / numbers.trace, 0.0) if beyond else 0.0,
         }
         described["classes"] = _classes(opened)
     return described
@@ -119,7 +122,8 @@ def description_table(described: dict[str, Any]) -> Table:
         table.add_row("directions", f"{needed} of the variance")
         ratio, rank = spectrum["participation_ratio"], spectrum["effective_rank"]
         pairs = counted(spectrum["eigenpairs"], "eigenpair")
-        table.add_row("", f"participation ratio {ratio:.3g}, effective rank {rank:.4g}, {pairs} kept")
+        most = "at most " if spectrum["share_beyond"] else ""
+        table.add_row("", f"participation ratio {most}{ratio:.3g}, effective rank {most}{rank:.4g}, {pairs} kept")
     classes = described["classes"]
     if classes is not None:
         fewest, most = classes["fewest_rows"], classes["most_rows"]

@@ -97,10 +97,12 @@ def conditions(pipeline: Any, seeds: Sequence[int], prompts: Sequence[str], labe
     Arguments
         prompts: for text pipelines. labelled: whether a class-conditional one is asked for its classes, or for no class.
 
-    Raises: InputError if it takes neither, or its prompts are missing.
+    Raises: InputError if it takes neither, or its prompts are missing, or it takes none.
     """
     takes, name = inspect.signature(pipeline.__call__).parameters, type(pipeline).__name__
     if "class_labels" in takes and "output_type" in takes and hasattr(pipeline, "classes"):
+        if prompts:
+            raise InputError(f"{name} paints classes, not from text; leave --prompt out")
         classes = int(pipeline.classes)
         return {"class_labels": [seed % classes if labelled else classes for seed in seeds]}
     if "prompt" not in takes:

@@ -12,6 +12,7 @@ from typing import Any
 from index.encoders import Encoder
 from index.progress import Progress, silent
 from index.workspace import Workspace
+from manifold.errors import InputError
 from manifold.files import atomic_path
 from manifold.learning import Learning
 
@@ -95,6 +96,10 @@ def write_report(
 
     Cost: see `manifold_apps.report_measure.measure_model`; about a minute on two cores for the demo model.
     """
+    if steps < 2:
+        raise InputError(
+            f"a report compares states early and late on the way, so it needs 2 steps or more, not {steps}"
+        )
     opened = Workspace.open(workspace)
     opened.require_complete()
     size = opened.manifest.recipe.encoder.image_size or None

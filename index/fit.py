@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -79,6 +79,8 @@ def fit_workspace(
     `stationary` takes O(n d log d) and no such matrix either; `auto` takes a few fits.
     """
     root = Path(workspace)
+    if model not in (None, *get_args(Model)):
+        raise InputError(f"the model must be one of {', '.join(get_args(Model))}, it is {model!r}")
     if rank is not None and model not in (None, "lowrank"):
         raise InputError(f"a rank belongs to the model lowrank, not to {model}; leave one of the two out")
     Workspace.open(root).require_complete()

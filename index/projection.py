@@ -82,8 +82,8 @@ def project_map(
 
     Returns: the map, as written to WS/map.
 
-    Raises: InputError (workspace, options, fewer than 4 images); NotFittedError; MissingExtraError if `umap` is asked for
-        and umap-learn is not installed; StorageError.
+    Raises: InputError (workspace, options, fewer than 4 images or 2 directions); NotFittedError; MissingExtraError if `umap`
+        is asked for and umap-learn is not installed; StorageError.
 
     Cost: n^2 multiply-adds a coordinate for the neighbours. UMAP takes some 20 seconds for the first 2,000 images, most of
         them to compile. Distances in the table are Euclidean in latent units, or cosine distances, 1 - cos, for `clip`.
@@ -102,6 +102,10 @@ def project_map(
     if count < _LEAST_ROWS:
         raise InputError(f"a map needs at least {_LEAST_ROWS} images, {opened.root} has {count}; encode more")
     rows = _rows(opened, space, progress)
+    if rows.shape[1] < 2:
+        raise InputError(
+            f"a map needs two directions, {opened.root} has one; fit again with more: manifold fit {opened.root}"
+        )
     lists = exact_neighbours(rows, min(neighbours, count - 1), progress=progress)
     plane = rows[:, :2].double().numpy() if space == "latent" else principal_scores(rows, 2)[0]
     points = plane if method == "pca" else umap_layout(rows, lists, plane, min_dist=min_dist, seed=seed)

@@ -142,7 +142,8 @@ class Searcher:
         workspace.require_complete()
         remedy = f"run: manifold index {workspace.root}"
         if not has_card(workspace) or not workspace.index_path.is_file():
-            raise NotFittedError(f"{workspace.root} has no index yet; {remedy}")
+            first = "" if workspace.stats_path.is_file() else f"run: manifold fit {workspace.root}, and then "
+            raise NotFittedError(f"{workspace.root} has no index yet; {first}{remedy}")
         card = read_card(workspace)
         if card["schema"] != INDEX_SCHEMA:
             raise FormatError(
@@ -240,7 +241,7 @@ class Searcher:
         return self._filters[conditions]
 
     def _states(self, x_t: Tensor) -> Tensor:
-        flat = self.manifold._flat(x_t.detach())
+        flat = self.manifold._flat(x_t).detach()
         if not len(flat):
             return flat
         values = flat.numpy()

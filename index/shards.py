@@ -250,9 +250,15 @@ class ShardWriter:
             rows = latents.astype(np.float16, copy=False)
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
+            bad = int(np.argmin(finite))
+            name = records[bad]["image_path"]
+            if np.isfinite(latents[bad]).all():
+                raise NonFiniteError(
+                    f"the latent of {name} has values up to {float(np.abs(latents[bad]).max()):.3g}, and latents are stored "
+                    "in float16, which ends at 65,504; divide them all by a constant"
+                )
             raise NonFiniteError(
-                f"the latent of {records[int(np.argmin(finite))]['image_path']} has NaN or infinity in float16; "
-                "encode with --dtype float32, or remove that image"
+                f"the latent of {name} has NaN or infinity; encode with --dtype float32, or remove that image"
             )
         if self._growing is None:
             path = latents_file(self._workspace.root, self._number)

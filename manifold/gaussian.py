@@ -286,7 +286,10 @@ class GaussianManifold:
         if x0_hat is None:
             return end
         a, s = self._levels(x_t, alpha, sigma)
-        departure = self._flat(x0_hat) - self._flat(self.denoise(x_t, alpha, sigma))
+        hint = self._flat(x0_hat)
+        if len(hint) != len(x_t):
+            raise ShapeError(f"x0_hat must be a prediction for each of {len(x_t)} states, there are {len(hint)}")
+        departure = hint - self._flat(self.denoise(x_t, alpha, sigma))
         shift = self.covariance.apply(lambda v: 1 / (1 + a * safe_root(safe_ratio(v, a**2 * v + s**2))), departure)
         return end + like(shift, x_t)
 

@@ -27,6 +27,7 @@ __all__ = ["FEWEST_ROWS", "Convergence", "SplitHalf", "convergence", "passes_ove
 
 FEWEST_ROWS = 4
 """Two in each half: the fewest with a variance."""
+_SWAPPED = 3
 _LEAST_SHARE = 1e-7
 """Of the largest variance: what is below is rounding, see `Moments`."""
 
@@ -55,7 +56,8 @@ class SplitHalf:
         overlap: (k,) subspace overlap of the leading 1, 2, ..., k directions, of those with variance.
         chance: (k,) overlap of unrelated subspaces, j / d; j / k where no other directions have variance.
         threshold: agreement, (overlap - chance) / (1 - chance), that counts as such.
-        reproducible: largest number of leading directions with at least that agreement; 0 if there is none.
+        reproducible: how many leading directions there are up to which the subspaces agree so well; 0 if there are none.
+            Where they agree again after a few, directions of like variance have swapped, which takes nothing from the space.
         rows: rows in each half. The estimate from all rows is better than either half.
     """
 
@@ -96,8 +98,18 @@ def split_half(
     agreement = (overlap - chance) / (1 - chance)
     if varying == room > 0:  # all of space is all of space: whoever agrees on the others agrees on the last
         agreement[-1] = agreement[-2] if varying > 1 else 1.0
-    agreed = (agreement >= threshold).nonzero()
-    return SplitHalf(overlap, chance, threshold, int(agreed[-1, 0]) + 1 if len(agreed) else 0, rows)
+    return SplitHalf(overlap, chance, threshold, _before_the_gap((agreement >= threshold).tolist()), rows)
+
+
+def _before_the_gap(agree: Sequence[bool]) -> int:
+    """How many there are up to the last that agrees before more than a tenth as many, and more than three, do not."""
+    last = 0
+    for number, one in enumerate(agree, 1):
+        if one:
+            last = number
+        elif number - last > max(_SWAPPED, last // 10):
+            break
+    return last
 
 
 def passes_over(d: int) -> int:

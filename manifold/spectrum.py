@@ -59,13 +59,18 @@ def components_for(model: CovarianceModel, shares: Sequence[float]) -> tuple[int
 
 
 def participation_ratio(model: CovarianceModel) -> float:
-    """(sum lambda)^2 / sum lambda^2: the number of equal directions with the same spread of variance, from 1 to d."""
+    """(sum lambda)^2 / sum lambda^2: the number of equal directions with the same spread of variance, from 1 to d.
+
+    Where few eigenpairs are kept it is the most that it can be: the tail counts as equal variances.
+    """
     total = _total(model)
     return 1 / float(model.trace(lambda variance: (variance.double() / total).square()))
 
 
 def effective_rank(model: CovarianceModel) -> float:
     """Exponential of the entropy of lambda / sum lambda, from 1 to d.
+
+    Where few eigenpairs are kept it is the most that it can be: the tail counts as equal variances.
 
     Source: Roy, Vetterli, The effective rank (2007).
     """

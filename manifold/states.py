@@ -38,7 +38,11 @@ _LARGEST_LEVEL = {torch.float32: 1e18, torch.float64: 1e150}
 
 
 def flat_states(state: Tensor, d: int, reference: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """The states as (n, d), in the type and on the device of `reference`. Raises: ShapeError; InputError for integers."""
+    """The states as (n, d), in the type and on the device of `reference`. Raises: ShapeError; InputError for integers and for
+    what is no tensor.
+    """
+    if not isinstance(state, Tensor):
+        raise InputError(f"states must be torch tensors, they are {type(state).__name__}; see torch.as_tensor")
     if not state.is_floating_point():
         raise InputError(f"states must be of a floating-point type, they are {state.dtype}; convert them first")
     turned = shape is not None and state.ndim == 4 and tuple(state.shape[1:]) != tuple(shape)

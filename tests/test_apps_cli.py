@@ -16,6 +16,7 @@ from manifold_apps.cli import app
 from PIL import Image
 from typer.testing import CliRunner
 
+from index.fit import fit_workspace
 from manifold.errors import InputError
 
 COMMANDS = [
@@ -345,6 +346,8 @@ def test_a_stationary_fit_is_described_and_not_indexed(workspace, tmp_path):
     assert manifold("info", copy).returncode == 0
     fails(manifold("index", copy), "no explicit eigenvectors; fit a full or low-rank model")
     fails(manifold("fit", copy, "--model", "stationary", "--rank", 5), "a rank belongs to the model lowrank")
+    with pytest.raises(InputError, match="one of auto, full, lowrank, stationary, it is 'Lowrank'"):
+        fit_workspace(copy, model="Lowrank")
 
 
 def test_merged_statistics_are_those_of_one_collection(workspace, tmp_path):
@@ -444,6 +447,7 @@ def test_stopped_work_says_what_is_left(tmp_path, number, code):
     stopping = f"""
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it as ignored
+from index.fit import fit_workspace
 from index.shards import ShardWriter
 append = ShardWriter.append
 def stopped(*given, **more):

@@ -102,6 +102,8 @@ def test_generations_take_turns_with_what_the_pipeline_takes():
     painter = tiny_demo(DDIMScheduler(**SD))
     assert conditions(painter, range(3, 7), ()) == {"class_labels": [3, 4, 0, 1]}
     assert conditions(painter, range(3, 7), (), labelled=False) == {"class_labels": [5] * 4}
+    with pytest.raises(InputError, match="paints classes, not from text; leave --prompt out"):
+        conditions(painter, range(3), ["a"])
     written = Written(painter.unet, painter.vae, painter.scheduler)
     assert conditions(written, range(3), ["a", "b"]) == {"prompt": ["a", "b", "a"]}
     with pytest.raises(InputError, match="Written paints from text; give at least one --prompt"):

@@ -363,6 +363,8 @@ def test_too_few_rows_are_said_before_anything_is_painted(tmp_path, latents):
     told = []
     with pytest.raises(InputError, match="at least 20 latents"):
         write_report(root, tiny_ddim(), tmp_path / "a.html", seeds=4, steps=6, progress=lambda *one: told.append(one))
+    with pytest.raises(InputError, match="it needs 2 steps or more, not 1"):
+        write_report(root, tiny_ddim(), tmp_path / "a.html", seeds=4, steps=1)
     assert told == []
 
 

@@ -192,7 +192,7 @@ def test_reopening_finds_the_same_or_says_why_not(tmp_path, images):
     save_tiny_kl(folder, scaling_factor=0.5)
     with pytest.raises(MismatchError, match="its configuration or weights differ"):
         reopen(opened.spec)
-    with pytest.raises(InputError, match=r"imported as embeddings, .* search for a row \(--row\), without a sheet"):
+    with pytest.raises(InputError, match=r"imported as embeddings, so there is no encoder: no image can be encoded"):
         reopen(EncoderSpec("embeddings", "embeddings", (8, 1, 1), 0))
 
 

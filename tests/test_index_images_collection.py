@@ -119,6 +119,17 @@ def test_a_workspace_is_no_collection(tmp_path: Path) -> None:
         open_collection(tmp_path)
 
 
+def test_a_workspace_below_a_folder_of_images_is_none_of_them(tmp_path: Path) -> None:
+    """Its maps and contact sheets are pictures too."""
+    image(tmp_path)
+    (tmp_path / "ws" / "latents").mkdir(parents=True)
+    (tmp_path / "ws" / "map").mkdir()
+    image(tmp_path / "ws" / "map")
+    assert len(open_images(tmp_path)) == 2, "nothing says yet that it is a workspace"
+    (tmp_path / "ws" / "manifest.json").write_text("{}")
+    assert len(open_images(tmp_path)) == 1
+
+
 def test_a_damaged_table_in_a_folder_of_images_is_named(tmp_path: Path) -> None:
     image(tmp_path)
     (tmp_path / "x.parquet").write_bytes(b"text")

@@ -124,6 +124,9 @@ def test_what_cannot_be_mapped_is_said(workspace, rng, tmp_path):
     root = make_workspace(tmp_path / "few", rng.standard_normal((3, 12)), (3, 2, 2)).root
     with pytest.raises(InputError, match="at least 4 images"):
         project_map(root, "pca")
+    fit_workspace(make_workspace(tmp_path / "line", rng.standard_normal((9, 12)), (3, 2, 2)).root, rank=1)
+    with pytest.raises(InputError, match=r"needs two directions, .* has one"):
+        project_map(tmp_path / "line", "pca")
     root = make_workspace(tmp_path / "unfitted", rng.standard_normal((9, 12)), (3, 2, 2)).root
     with pytest.raises(NotFittedError, match="manifold fit"):
         project_map(root, "pca")

@@ -9,7 +9,7 @@ from helpers import SHARED, needs_shared
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from manifold.covariance import FullCovariance, LowRankCovariance
+from manifold.covariance import FullCovariance, LowRankCovariance, default_rank
 from manifold.errors import FormatError, InputError, NonFiniteError, NotFittedError, ShapeError
 from manifold.gaussian import GaussianManifold
 from manifold.spectrum import participation_ratio
@@ -404,3 +404,22 @@ def test_the_participation_ratio_has_no_scale(scale):
     eigvals = scale**2 * torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
     model = FullCovariance(torch.zeros(3, dtype=torch.float64), eigvals, torch.eye(3, dtype=torch.float64))
     assert participation_ratio(model) == pytest.approx(49 / 21)
+
+
+def test_a_prediction_for_other_states_is_refused():
+    fitted = GaussianManifold.fit(torch.randn(50, 4))
+    for n in (1, 3):
+        with pytest.raises(ShapeError, match=f"for each of 2 states, there are {n}"):
+            fitted.endpoint(torch.randn(2, 4), 0.6, 0.8, torch.randn(n, 4))
+
+
+def test_arrays_are_refused_as_states():
+    fitted = GaussianManifold.fit(torch.randn(50, 4))
+    for method in (fitted.denoise, fitted.score, fitted.endpoint):
+        with pytest.raises(InputError, match="must be torch tensors, they are ndarray"):
+            method(np.zeros((2, 4)), 0.6, 0.8)
+
+
+@pytest.mark.parametrize(("n", "d", "kept"), [(5, 768, 4), (2, 3, 1), (100, 12, 12), (9, 5000, 8), (9000, 5000, 1024)])
+def test_eigenpairs_kept_are_no_more_than_rows_have(n, d, kept):
+    assert default_rank(n, d) == kept

@@ -16,7 +16,7 @@ from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments
 from manifold.nulls import isotropic
 from manifold.power import channel_variance, frequency_power, radial_power
-from manifold.reproducibility import convergence, split_half, subspace_overlap
+from manifold.reproducibility import _before_the_gap, convergence, split_half, subspace_overlap
 from manifold.rows import ArrayRows, RowSubset
 from manifold.selection import fit_auto
 from manifold.spectrum import (
@@ -238,6 +238,16 @@ def test_directions_without_variance_are_not_compared(rng, limit, monkeypatch):
     assert split_half(ArrayRows(flat)).reproducible == 0
     still = split_half(ArrayRows(np.ones((20, 5), dtype=np.float32)))
     assert (len(still.overlap), still.reproducible) == (0, 0)
+
+
+def test_reproducible_directions_end_where_halves_part_for_good():
+    """Two directions that swap leave the space as it is; a space that is found again much later is no answer."""
+    agree = [True] * 40
+    agree[9] = agree[10] = False
+    assert _before_the_gap(agree) == 40
+    assert _before_the_gap([False, *[True] * 5]) == 6
+    assert _before_the_gap([True] * 50 + [False] * 20 + [True] * 900) == 50
+    assert _before_the_gap([False] * 30) == _before_the_gap([]) == 0
 
 
 def test_verdicts():

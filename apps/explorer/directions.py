@@ -135,7 +135,7 @@ def _sliders(opened: Opened, start: Start) -> None:
     chosen = buttons.segmented_control(
         "Sliders", _SLIDERS, default=_SLIDERS[0], required=True, key="sliders", bind="query-params"
     )
-    count = min(int(chosen), opened.manifold.k)
+    count = min(int(chosen or _SLIDERS[0]), opened.manifold.k)  # an address may hold no number
     buttons.button("Reset", icon=":material/restart_alt:", on_click=_put, args=(Edit(), opened))
     buttons.button(
         "Random", icon=":material/casino:", on_click=_draw, args=(count, opened), help="Amounts drawn from N(0, 1)."

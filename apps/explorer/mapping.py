@@ -9,6 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
+from manifold.errors import InputError
+
 from .figures import BLUE, SERIES, figure, show_figure
 from .loading import Opened, explained
 from .measured import coordinates, groups, labels, likelihoods, umap_points
@@ -35,6 +37,8 @@ def page(opened: Opened, others: tuple[str, ...]) -> None:
 def _map(opened: Opened) -> None:
     rows = coordinates(opened)
     most = rows.shape[1]
+    if most < 2:
+        raise InputError(f"a map needs two directions, {opened.name} has one; fit it again with more")
     named = labels(opened.token, opened)
     row = st.container(horizontal=True, vertical_alignment="bottom")
     method = row.segmented_control(

@@ -93,8 +93,7 @@ def reopen(spec: EncoderSpec, *, base: Path | None = None, override: str | None 
     """
     if spec.kind == "embeddings":
         raise InputError(
-            "these latents were imported as embeddings, so there is no encoder: no image can be encoded and no latent drawn; "
-            "search for a row (--row), without a sheet"
+            "these latents were imported as embeddings, so there is no encoder: no image can be encoded and no latent drawn"
         )
     name = override or spec.id
     if override is None and base is not None and spec.id not in DEFAULT_SIZES and (base / spec.id).is_dir():

@@ -20,7 +20,7 @@ from pathlib import Path
 from manifold.errors import InputError
 
 from .embeddings import EmbeddingSource
-from .folder import FolderSource, Listing, list_folder
+from .folder import FolderSource, Listing, is_workspace, list_folder
 from .parquet import ParquetSource, image_columns, read_schema
 from .patterns import is_pattern, matching_files, natural_order
 from .sources import ImageCollection, source_name
@@ -103,7 +103,7 @@ def _common_folder(files: Sequence[Path]) -> Path:
 
 
 def _open_folder(root: Path, image_column: str | None) -> ImageCollection | EmbeddingSource:
-    if (root / "manifest.json").is_file() and (root / "latents").is_dir():
+    if is_workspace(root):
         raise InputError(
             f"{root} is a workspace already; give the images it was made from, or use the workspace itself"
         )

@@ -20,7 +20,7 @@ from manifold.errors import InputError
 from .formats import has_image_name, sniff
 from .sources import FileSpan, ImageRef, fingerprint_files, portable, source_name
 
-__all__ = ["FolderSource", "Listing", "list_folder"]
+__all__ = ["FolderSource", "Listing", "is_workspace", "list_folder"]
 
 
 class ImageFile(NamedTuple):
@@ -93,6 +93,8 @@ def _scan(folder: str, prefix: str, above: tuple[tuple[int, int], ...], listing:
         return
     with os.scandir(folder) as scan:
         entries = [entry for entry in scan if not entry.name.startswith(".")]
+    if prefix and is_workspace(folder):  # its maps and sheets are no images of the collection
+        return
     texts = {entry.name[:-4] for entry in entries if entry.name.endswith(".txt")}
     for entry in entries:
         name = prefix + entry.name
@@ -103,6 +105,11 @@ def _scan(folder: str, prefix: str, above: tuple[tuple[int, int], ...], listing:
             listing.images.append(ImageFile(name, _size(entry), stem in texts))
         else:
             listing.others.append(name)
+
+
+def is_workspace(folder: str | Path) -> bool:
+    """Whether a folder is one of ours, whole or begun."""
+    return os.path.isfile(f"{folder}/manifest.json") and os.path.isdir(f"{folder}/latents")  # noqa: PTH112, PTH113
 
 
 def _size(entry: os.DirEntry[str]) -> int:
