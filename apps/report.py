@@ -96,14 +96,14 @@ def write_report(
 
     Cost: see `manifold_apps.report_measure.measure_model`; about a minute on two cores for the demo model.
     """
-    if steps < 2:
-        raise InputError(
-            f"a report compares states early and late on the way, so it needs 2 steps or more, not {steps}"
-        )
     opened = Workspace.open(workspace)
     opened.require_complete()
     size = opened.manifest.recipe.encoder.image_size or None
     flow = open_flow_model(model, steps, prompt=prompt, call=call, image_size=size, device=device, dtype=dtype)
+    if steps < 2:
+        raise InputError(
+            f"a report compares states early and late on the way, so it needs 2 steps or more, not {steps}"
+        )
     encoder = model_encoder(opened, flow)
     kept = {} if checkpoints is None else spread_out(find_checkpoints(checkpoints, flow.network_name), _STAGES)
     if kept:

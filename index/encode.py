@@ -105,6 +105,13 @@ def encode_images(
     if isinstance(collection, EmbeddingSource):
         from .encoders import embedding_spec
 
+        given = {
+            "encoder": encoder != "pixels", "size": size is not None, "crop": crop != "center", "mode": mode != "mode",
+            "dtype": dtype != "float32", "tile": tile is not None,
+        }  # fmt: skip
+        if any(given.values()):
+            unused = ", ".join(name for name, named in given.items() if named)
+            raise InputError(f"{collection.name} holds embeddings, which are imported as they are; leave out {unused}")
         spec, crop_used, batch = embedding_spec(collection.d), "none", batch_size or 1024
     else:
         drawn = seed if mode == "sample" else 0  # of the mode nothing is drawn

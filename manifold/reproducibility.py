@@ -57,7 +57,7 @@ class SplitHalf:
         chance: (k,) overlap of unrelated subspaces, j / d; j / k where no other directions have variance.
         threshold: agreement, (overlap - chance) / (1 - chance), that counts as such.
         reproducible: how many leading directions there are up to which the subspaces agree so well; 0 if there are none.
-            Where they agree again after a few, directions of like variance have swapped, which takes nothing from the space.
+            After a long stretch that does not, only a space that agrees ten times as well counts.
         rows: rows in each half. The estimate from all rows is better than either half.
     """
 
@@ -98,17 +98,20 @@ def split_half(
     agreement = (overlap - chance) / (1 - chance)
     if varying == room > 0:  # all of space is all of space: whoever agrees on the others agrees on the last
         agreement[-1] = agreement[-2] if varying > 1 else 1.0
-    return SplitHalf(overlap, chance, threshold, _before_the_gap((agreement >= threshold).tolist()), rows)
+    return SplitHalf(overlap, chance, threshold, _reproducible(agreement.tolist(), threshold), rows)
 
 
-def _before_the_gap(agree: Sequence[bool]) -> int:
-    """How many there are up to the last that agrees before more than a tenth as many, and more than three, do not."""
+def _reproducible(agreement: Sequence[float], threshold: float) -> int:
+    """How many leading directions agree, (k,) being the agreement of the first 1, 2, ..., k.
+
+    Where directions of like variance swap, spaces between do not agree, and the space of all of them does. So those after
+    more than a tenth as many that do not agree, and more than three, count if they agree ten times as well.
+    """
     last = 0
-    for number, one in enumerate(agree, 1):
-        if one:
+    for number, one in enumerate(agreement, 1):
+        near = number - last <= 1 + max(_SWAPPED, last // 10)
+        if one >= (threshold if near else 1 - (1 - threshold) / 10):
             last = number
-        elif number - last > max(_SWAPPED, last // 10):
-            break
     return last
 
 

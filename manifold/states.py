@@ -60,8 +60,8 @@ def like(flat: Tensor, state: Tensor) -> Tensor:
 def level_pair(alpha: Level, sigma: Level, rows: int, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Both levels as tensors of shape (1,) or (n, 1), which broadcast against spectra and rows alike.
 
-    Raises: ShapeError; InputError if a level is negative, not finite, or such that its square leaves the range of the type
-        computed in, or both are 0.
+    Raises: ShapeError; InputError if a level is negative, not finite, or so large that its square leaves the range of the
+        type computed in, or both are 0 or so small.
     """
     pair = []
     most = _LARGEST_LEVEL.get(reference.dtype, 1e18)
@@ -69,11 +69,13 @@ def level_pair(alpha: Level, sigma: Level, rows: int, reference: Tensor) -> tupl
         level = _number_or_one_each(name, value, rows, reference)
         if not bool(((level >= 0) & level.isfinite()).all()):
             raise InputError(f"{name} must be finite and at least 0, it is {level[..., 0].tolist()}")
-        if not bool(((level == 0) | ((level >= 1 / most) & (level <= most))).all()):
-            raise InputError(f"{name} must be 0 or between {1 / most:g} and {most:g}, it is {level[..., 0].tolist()}")
+        if not bool((level <= most).all()):
+            raise InputError(f"{name} must be at most {most:g}, it is {level[..., 0].tolist()}; divide both levels")
         pair.append(level)
     if bool(((pair[0] == 0) & (pair[1] == 0)).any()):
         raise InputError("alpha and sigma must not both be 0")
+    if bool((torch.maximum(*pair) < 1 / most).any()):
+        raise InputError(f"alpha and sigma must not both be below {1 / most:g}; multiply them by the same number")
     return pair[0], pair[1]
 
 

@@ -439,3 +439,15 @@ def test_a_collection_of_nothing_usable_that_grew_says_to_begin_anew(tmp_path):
     write_images(tmp_path / "images", 3)
     with pytest.raises(MismatchError, match="no image of it could be used, so delete the folder and encode again"):
         encode_images(tmp_path / "images", tmp_path / "ws", size=8, max_rejects=1.0, workers=0)
+
+
+def test_embeddings_are_imported_as_they_are_and_options_for_images_refused(tmp_path, rng):
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    np.save(folder / "a.npy", rng.standard_normal((10, 4)).astype(np.float32))
+    with pytest.raises(InputError, match=r"holds embeddings, .* leave out encoder, size, crop, mode, dtype, tile"):
+        encode_images(
+            folder, tmp_path / "ws", encoder="demo-vae", size=9, crop="squash", mode="sample", dtype="float16", tile=64
+        )
+    assert not (tmp_path / "ws").exists()
+    assert encode_images(folder, tmp_path / "ws").manifest.count == 10

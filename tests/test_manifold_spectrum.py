@@ -16,7 +16,7 @@ from manifold.gaussian import GaussianManifold
 from manifold.moments import Moments
 from manifold.nulls import isotropic
 from manifold.power import channel_variance, frequency_power, radial_power
-from manifold.reproducibility import _before_the_gap, convergence, split_half, subspace_overlap
+from manifold.reproducibility import _reproducible, convergence, split_half, subspace_overlap
 from manifold.rows import ArrayRows, RowSubset
 from manifold.selection import fit_auto
 from manifold.spectrum import (
@@ -240,14 +240,17 @@ def test_directions_without_variance_are_not_compared(rng, limit, monkeypatch):
     assert (len(still.overlap), still.reproducible) == (0, 0)
 
 
-def test_reproducible_directions_end_where_halves_part_for_good():
-    """Two directions that swap leave the space as it is; a space that is found again much later is no answer."""
-    agree = [True] * 40
-    agree[9] = agree[10] = False
-    assert _before_the_gap(agree) == 40
-    assert _before_the_gap([False, *[True] * 5]) == 6
-    assert _before_the_gap([True] * 50 + [False] * 20 + [True] * 900) == 50
-    assert _before_the_gap([False] * 30) == _before_the_gap([]) == 0
+def test_reproducible_directions_end_where_halves_part_for_good(rng):
+    """Directions that swap leave their common space as it is; one that is just found again much later is no answer."""
+    good, bad = [0.95], [0.85]
+    assert _reproducible(good * 9 + bad * 2 + good * 29, 0.9) == 40
+    assert _reproducible(bad * 3 + good * 5, 0.9) == 8
+    assert _reproducible(good * 50 + bad * 20 + good * 900, 0.9) == 50
+    assert _reproducible(bad * 26 + [0.995] + good * 2, 0.9) == 29
+    assert _reproducible(bad * 30, 0.9) == _reproducible([], 0.9) == 0
+    flat = 0.01 * rng.standard_normal((600, 40))
+    flat[:, :20] += rng.standard_normal((600, 20))  # no direction of these twenty before another
+    assert 20 <= split_half(ArrayRows(flat)).reproducible <= 22
 
 
 def test_verdicts():

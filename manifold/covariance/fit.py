@@ -29,8 +29,12 @@ _FEW_VALUES = 2**26  # rows that take 512 MiB in float64
 
 
 def default_rank(n: int, d: int) -> int:
-    """Eigenpairs worth keeping of n rows of d values: all up to d = 4,096, 1,024 above; never more than rows have, n - 1."""
-    return max(1, min(d if d <= DENSE_LIMIT else _RANK_ABOVE, n - 1))
+    """Eigenpairs worth keeping of n rows of d values: all up to d = 4,096, 1,024 above, or those that few rows have, n - 1.
+
+    Few are at most d / 2, with d above 1,024.
+    """
+    most = d if d <= DENSE_LIMIT else _RANK_ABOVE
+    return min(most, n - 1) if _few(n, d) else most
 
 
 def fit_covariance(
