@@ -124,17 +124,18 @@ def verdict(diagnostics: Diagnostics) -> str:
             f"{rows} are not enough: two halves of the data do not agree on even the first of {diagnostics.d:,} "
             "directions; encode more images."
         )
-    share = float(diagnostics.cumulative[min(agreed, len(diagnostics.cumulative)) - 1])
+    kept = len(diagnostics.cumulative)
+    share = f"{'over ' if agreed > kept else ''}{float(diagnostics.cumulative[min(agreed, kept) - 1]):.1%}"
     if agreed == compared == diagnostics.d:
         return f"{rows} are enough for all {diagnostics.d:,} directions: {halves}."
     if agreed == compared and float(split.chance[-1]) == 1.0:
         return f"{rows} are enough for all {agreed:,} of {diagnostics.d:,} directions that vary: {halves}."
     if agreed == compared:
         return (
-            f"{rows} are enough for at least {agreed:,} of {diagnostics.d:,} directions, {share:.1%} of the variance: "
+            f"{rows} are enough for at least {agreed:,} of {diagnostics.d:,} directions, {share} of the variance: "
             f"{halves}, and no more were compared."
         )
     return (
-        f"{rows} are enough for the leading {agreed:,} of {diagnostics.d:,} directions, {share:.1%} of the variance: "
+        f"{rows} are enough for the leading {agreed:,} of {diagnostics.d:,} directions, {share} of the variance: "
         f"{halves}, and not on those that follow."
     )

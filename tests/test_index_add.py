@@ -43,7 +43,8 @@ def photos(folder: Path, numbers: range, seed: int = 0) -> Path:
 
 
 def made(images: Path, root: Path, rank: int | None = 27) -> Path:
-    encode_images(images, root, **OPTIONS)
+    embeddings = any(images.glob("*.npy"))
+    encode_images(images, root, **{**OPTIONS, "size": None if embeddings else OPTIONS["size"]})
     fit_workspace(root)
     build_index(root, rank=rank)
     return root

@@ -273,6 +273,12 @@ def test_verdicts():
     steep = rng.standard_normal((4000, 6)) * 4.0 ** -np.arange(6)
     assert judge(steep) == "4,000 rows are enough for all 6 directions: two halves of the data agree on them to 90%."
     assert "at least 3 of 6 directions" in judge(steep, rank=3)
+    moments = Moments(6)
+    moments.update(steep)
+    two = fit_covariance(moments, "lowrank", 2)
+    told = verdict(diagnose(two, 4000, split=split_half(ArrayRows(steep), 3)))
+    share = np.linalg.eigvalsh(np.cov(steep.T))[::-1][:2].sum() / np.trace(np.cov(steep.T))
+    assert f"at least 3 of 6 directions, over {share:.1%} of the variance" in told, "two are known, three agree"
     with pytest.raises(InputError, match="pass split="):
         verdict(diagnose(model_of(np.ones(4)), 10))
 
