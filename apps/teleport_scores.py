@@ -237,7 +237,7 @@ class Scorer:
         """The run with its comparison with a plain one, seed by seed."""
         ratio = (scored.squared.mean() / rival.squared.mean()).sqrt()
         low, high = _interval(
-            ((self.weights @ scored.squared) / (self.weights @ rival.squared)).sqrt(), len(self.weights[0])
+            ((self.weights @ scored.squared) / (self.weights @ rival.squared)).sqrt(), len(scored.squared)
         )
         curve = sorted((one.run.evaluations, one.run.error) for one in plain if one.run.sampler == scored.run.sampler)
         changed = {

@@ -83,6 +83,7 @@ class Truth:
         self._queries = torch.cat(self._centres).float()
         self._best = torch.full((len(self._queries), self.neighbours + _MARGIN), torch.inf, dtype=torch.float32)
         self._ids = torch.full(self._best.shape, -1, dtype=torch.int64)
+        self._known: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # by cell: it is asked for at every effort
         done = 0
         progress("truth", 0, len(store))
         for batch in store.batches(max(1, _BATCH_BYTES // (4 * store.d))):
@@ -127,6 +128,8 @@ class Truth:
 
     def _ranked(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each state of cell `number` the rows kept and their distances, nearest first."""
+        if number in self._known:
+            return self._known[number]
         first = sum(len(cell.states) for cell in self.cells[:number])
         ranked = []
         for state in range(len(self.cells[number].states)):
@@ -135,6 +138,7 @@ class Truth:
             far = self._distances(number, state, rows)
             order = np.lexsort((rows, far))
             ranked.append((rows[order], far[order]))
+        self._known[number] = ranked
         return ranked
 
     def _distances(self, number: int, state: int, rows: np.ndarray) -> np.ndarray:

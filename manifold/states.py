@@ -33,9 +33,6 @@ Level = float | Tensor
 Levels = Tensor | Sequence[float]
 """A list of L values of alpha or sigma, each of which holds for all rows."""
 
-_LARGEST_LEVEL = {torch.float32: 1e18, torch.float64: 1e150}
-"""Squares of these, and of their inverses, are in the type's range."""
-
 
 def flat_states(state: Tensor, d: int, reference: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
     """The states as (n, d), in the type and on the device of `reference`. Raises: ShapeError; InputError for integers and for
@@ -64,17 +61,20 @@ def level_pair(alpha: Level, sigma: Level, rows: int, reference: Tensor) -> tupl
         type computed in, or both are 0 or so small.
     """
     pair = []
-    most = _LARGEST_LEVEL.get(reference.dtype, 1e18)
+    most = (
+        1e150 if reference.dtype == torch.float64 else 1e18
+    )  # squares of these and of their inverses are in the range
     for name, value in (("alpha", alpha), ("sigma", sigma)):
         level = _number_or_one_each(name, value, rows, reference)
-        if not bool(((level >= 0) & level.isfinite()).all()):
+        if not bool(((level >= 0) & (level <= most)).all()):
+            if bool(((level >= 0) & level.isfinite()).all()):
+                raise InputError(f"{name} must be at most {most:g}, it is {level[..., 0].tolist()}; divide both levels")
             raise InputError(f"{name} must be finite and at least 0, it is {level[..., 0].tolist()}")
-        if not bool((level <= most).all()):
-            raise InputError(f"{name} must be at most {most:g}, it is {level[..., 0].tolist()}; divide both levels")
         pair.append(level)
-    if bool(((pair[0] == 0) & (pair[1] == 0)).any()):
-        raise InputError("alpha and sigma must not both be 0")
-    if bool((torch.maximum(*pair) < 1 / most).any()):
+    larger = torch.maximum(*pair)
+    if bool((larger < 1 / most).any()):
+        if bool((larger == 0).any()):
+            raise InputError("alpha and sigma must not both be 0")
         raise InputError(f"alpha and sigma must not both be below {1 / most:g}; multiply them by the same number")
     return pair[0], pair[1]
 

@@ -447,7 +447,6 @@ def test_stopped_work_says_what_is_left(tmp_path, number, code):
     stopping = f"""
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it as ignored
-from index.fit import fit_workspace
 from index.shards import ShardWriter
 append = ShardWriter.append
 def stopped(*given, **more):
